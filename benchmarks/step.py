@@ -1,0 +1,96 @@
+"""Time the training step on a model shape with random 4-bit weights: one line of JSON.
+
+    python benchmarks/step.py --shape mistral-7b --width 2048 --rows 1 [--recompute] [--steps 12]
+
+Needs no model and no data. The adapters have rank 16 on every linear layer, the optimizer is AdamW, every row is
+full, and an optimizer step follows each micro-batch. The first steps are not timed: they compile kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx_lm.models import llama
+from mlx_lm.tuner.utils import linear_to_lora_layers
+from mlx_lm.utils import maybe_set_recommended_wired_limit
+
+from qlora_engine.training.dropout import DropoutKey
+from qlora_engine.training.model import activation_type, on_cpu, replace_quantized
+from qlora_engine.training.recompute import checkpoint_layers
+from qlora_engine.training.step import TrainingStep
+
+# name: hidden, layers, mlp, heads, key-value heads, head dimension, vocabulary, RoPE base
+SHAPES = {
+    "mistral-7b": (4096, 32, 14336, 32, 8, 128, 32768, 1e6),
+    "llama-3.1-8b": (4096, 32, 14336, 32, 8, 128, 128256, 5e5),
+    "llama-3.2-1b": (2048, 16, 8192, 32, 8, 64, 128256, 5e5),
+    "smollm2-135m": (576, 30, 1536, 9, 3, 64, 49152, 1e5),
+}
+
+
+def model_of(shape: str, rank: int, *, recompute: bool) -> nn.Module:
+    """A llama model of this shape, quantized, with adapters on every linear layer."""
+    hidden, layers, mlp, heads, kv, dim, vocabulary, theta = SHAPES[shape]
+    arguments = llama.ModelArgs(
+        model_type="llama", hidden_size=hidden, num_hidden_layers=layers, intermediate_size=mlp,
+        num_attention_heads=heads, num_key_value_heads=kv, head_dim=dim, rms_norm_eps=1e-5,
+        vocab_size=vocabulary, rope_theta=theta, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = llama.Model(arguments)
+    model.set_dtype(mx.bfloat16)
+    nn.quantize(model, group_size=64, bits=4)
+    if on_cpu():
+        replace_quantized(model)
+    mx.eval(model.parameters())
+    model.freeze()
+    linear_to_lora_layers(model, layers, {"rank": rank, "scale": 2.0, "dropout": 0.0})
+    if recompute:
+        checkpoint_layers(model.layers)
+    model.train()
+    return model
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second and peak memory of the step."""
+    maybe_set_recommended_wired_limit()
+    mx.random.seed(0)
+    model = model_of(arguments.shape, arguments.rank, recompute=arguments.recompute)
+    dropout = DropoutKey()
+    step = TrainingStep(
+        model, optim.AdamW(1e-5), activations=activation_type(model), dropout=dropout, grad_clip=None,
+        compiled=not on_cpu(),
+    )  # fmt: skip
+    shape = (arguments.rows, arguments.width + 1)
+    tokens, supervised = mx.random.randint(5, 32000, shape), mx.ones(shape, mx.bool_)
+    mx.eval(tokens, supervised)
+    mx.reset_peak_memory()
+    times = []
+    for _ in range(arguments.steps):
+        started = time.perf_counter()
+        loss, count = step.micro_batch(tokens, supervised, mx.random.key(0))
+        step.update()
+        times.append(time.perf_counter() - started)
+    timed = sorted(times[arguments.steps // 3 :])
+    return {
+        "trainer": "qlorad", "shape": arguments.shape, "width": arguments.width, "rows": arguments.rows,
+        "recompute": arguments.recompute, "tokens_per_s": round(count / timed[len(timed) // 2]),
+        "peak_gb": round(mx.get_peak_memory() / 1e9, 2), "loss": round(loss / count, 4),
+        "slowest_s": round(timed[-1], 4), "fastest_s": round(timed[0], 4), "first_s": round(times[0], 1),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
+    parser.add_argument("--width", type=int, default=512, help="inputs a row")
+    parser.add_argument("--rows", type=int, default=1, help="rows a micro-batch")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--recompute", action="store_true", help="gradient checkpointing of every layer")
+    parser.add_argument("--steps", type=int, default=12)
+    print(json.dumps(measure(parser.parse_args())))

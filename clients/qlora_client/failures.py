@@ -1,0 +1,60 @@
+"""What a person sees when a command fails: one clear error, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from qlora_engine.job.errors import Exit, QloradError
+
+DETAILS = "client-errors.log"
+
+
+def report(error: QloradError, stream: TextIO | None = None) -> int:
+    """Print an error that a person can mend. Returns its exit code."""
+    from qlora_client.text import plain_lines  # noqa: PLC0415
+
+    (stream or sys.stderr).write(f"qlora: {plain_lines(error)}\n")
+    return int(error.exit_code)
+
+
+def report_unexpected(error: Exception, logs: Path, stream: TextIO | None = None) -> int:
+    """Print one line for an error that nobody foresaw, and write its details to a file. Returns the exit code."""
+    from qlora_client.text import plain  # noqa: PLC0415
+
+    details = _write_details(error, logs)
+    system = isinstance(error, OSError) and error.strerror is not None
+    what = plain(error if system else f"a bug, {type(error).__name__}: {error}", 300)
+    where = f" Details: {details}" if details else ""
+    (stream or sys.stderr).write(f"qlora: {what}.{where}\n")
+    if isinstance(error, PermissionError):
+        return int(Exit.NOPERM)
+    return int(Exit.OSERR if system else Exit.SOFTWARE)
+
+
+def _write_details(error: Exception, logs: Path) -> Path | None:
+    """Append the traceback to a file in the logs folder, or in a new temporary one where that cannot be written."""
+    text = "".join(traceback.format_exception(error))
+    entry = f"{datetime.now(UTC).isoformat()} {' '.join(sys.argv[:1])}\n{text}\n"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        return _append(logs / DETAILS, entry)
+    except OSError:
+        pass  # the home may be what is broken
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="qlora-error-", suffix=".log")
+        os.close(descriptor)
+        return _append(Path(name), entry)
+    except OSError:
+        return None
+
+
+def _append(path: Path, text: str) -> Path:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+    return path

@@ -1,0 +1,103 @@
+"""Reading the records of a home: disk is the truth, so this needs no daemon."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from qlora_engine.job.errors import NoSuchJob, QloradError
+from qlora_engine.job.folder import JOB_ID, Home, RunFolder
+from qlora_engine.job.record import JobRecord
+
+_SHOWN_CANDIDATES = 8
+
+
+class RecordUnreadable(QloradError):
+    """A run folder's state.json is missing, damaged, or written by another version."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Records, newest first; how many jobs there are in all; run folders whose record cannot be read."""
+
+    jobs: list[JobRecord]
+    total: int
+    unreadable: list[str]
+
+
+def job_ids(home: Home) -> list[str]:
+    """The ids of all jobs, newest first; an id begins with the time of its job."""
+    try:
+        names = os.listdir(home.runs)  # noqa: PTH208  # Path objects for 10,000 entries cost more than the listing
+    except FileNotFoundError:
+        return []
+    return sorted((name for name in names if JOB_ID.fullmatch(name)), reverse=True)
+
+
+def list_records(home: Home, limit: int | None = None) -> Listing:
+    """The newest `limit` records, or all. A job that vanishes meanwhile is left out."""
+    ids = job_ids(home)
+    jobs: list[JobRecord] = []
+    unreadable: list[str] = []
+    for job_id in ids:
+        if limit is not None and len(jobs) == limit:
+            break
+        try:
+            jobs.append(load_record(home.run(job_id)))
+        except NoSuchJob:
+            continue
+        except RecordUnreadable:
+            unreadable.append(job_id)
+    return Listing(jobs, len(ids), unreadable)
+
+
+def load_record(run: RunFolder) -> JobRecord:
+    """The record of a run folder.
+
+    Raises:
+        NoSuchJob: there is no such folder.
+        RecordUnreadable: its record cannot be read.
+    """
+    try:
+        return JobRecord.load(run.state)
+    except (OSError, ValueError) as error:
+        if not run.path.exists():
+            raise NoSuchJob(
+                f"There is no job {run.id} any more.",
+                where=str(run.path),
+                remedy="`qlora ls` shows the jobs that are there.",
+            ) from None
+        why = error.strerror if isinstance(error, OSError) else "it is not a record of this version"
+        raise RecordUnreadable(
+            f"The record of {run.id} cannot be read: {why}.",
+            where=str(run.state),
+            remedy="Check the file's permissions, and that client and daemon are of one version.",
+        ) from None
+
+
+def find_job(home: Home, id_part: str) -> RunFolder:
+    """The run folder of the one job whose id is, or contains, this text.
+
+    Raises:
+        NoSuchJob: none, or more than one, does.
+    """
+    ids = job_ids(home)
+    wanted = id_part.strip().lower()
+    if wanted in ids:
+        return home.run(wanted)
+    found = [job_id for job_id in ids if wanted and wanted in job_id]
+    if len(found) == 1:
+        return home.run(found[0])
+    if found:
+        raise NoSuchJob(
+            f"{len(found)} jobs have an id that contains {id_part!r:.80}: {_some(found)}.",
+            where=str(home.runs),
+            remedy="Write more of the id.",
+        )
+    remedy = f"Jobs that are there: {_some(ids)}." if ids else "There are no jobs yet: `qlora submit FILE` makes one."
+    raise NoSuchJob(f"No job has an id that contains {id_part!r:.80}.", where=str(home.runs), remedy=remedy)
+
+
+def _some(ids: list[str]) -> str:
+    shown = ", ".join(ids[:_SHOWN_CANDIDATES])
+    return shown if len(ids) <= _SHOWN_CANDIDATES else f"{shown} and {len(ids) - _SHOWN_CANDIDATES} more"

@@ -1,0 +1,166 @@
+"""Jobs and models as tables, and one job in full, for a terminal or a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from qlora_client.lines import state_style
+from qlora_client.progress import Progress
+from qlora_client.text import duration, local_time, plain, size
+from qlora_engine.job.record import JobRecord, utc_now
+from qlora_engine.job.states import ACTIVE
+
+if TYPE_CHECKING:
+    from qlora_engine.job.events import Event
+    from qlora_engine.job.folder import RunFolder
+    from qlora_engine.job.models import ModelInfo
+
+_SHOWN_LOSSES = 5
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that interprets no markup: all of its text comes from files and other processes.
+
+    Rich leaves colours away where the output is no terminal, and with NO_COLOR. A pipe has no width: there nothing is
+    cut or wrapped.
+    """
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal else Console(
+        stderr=stderr, highlight=False, markup=False, emoji=False, width=10_000
+    )  # fmt: skip
+
+
+def job_lines(jobs: Sequence[JobRecord]) -> Iterator[Text]:
+    """Jobs with their state, progress, priority, age and reason, aligned, under a line of headings.
+
+    By hand, since rich lays out a table of 10,000 rows in eight seconds.
+    """
+    now = utc_now()
+    rows = [
+        (
+            plain(job.id, 120),
+            str(job.state),
+            f"{job.step}/{job.steps}" if job.steps else "",
+            str(job.priority or ""),
+            duration((now - job.created).total_seconds()),
+            plain(job.reason, 200),
+        )
+        for job in jobs
+    ]
+    headings = ("ID", "STATE", "STEP", "PRIORITY", "AGE", "WHY")
+    *widths, _ = (max(map(len, column)) for column in zip(headings, *rows, strict=True))
+    yield Text("  ".join((*map(str.ljust, headings, widths), headings[-1])), style="dim")
+    for row in rows:
+        cells = [*map(str.ljust, row, widths), row[-1]]
+        line = Text(f"{cells[0]}  ").append(cells[1], style=state_style(row[1]))
+        line.append("  " + "  ".join(cells[2:]))
+        line.rstrip()
+        yield line
+
+
+def print_jobs(console: Console, jobs: Sequence[JobRecord]) -> None:
+    """Print `job_lines`; a terminal cuts what is wider than itself, a pipe gets all of it."""
+    for line in job_lines(jobs):
+        console.print(line, no_wrap=True, overflow="ellipsis", crop=console.is_terminal)
+
+
+def models_table(models: Iterable[ModelInfo]) -> Table:
+    """The installed models."""
+    table = _table("NAME", "ARCHITECTURE", "LAYERS", "WIDTH", "BITS", "SIZE", "LICENCE", "MADE FROM")
+    for model in models:
+        cells = (model.architecture, model.layers, model.hidden, model.bits, size(model.size), model.licence)
+        last = Text(plain(model.problem), style="red") if model.problem else Text(plain(model.source or ""))
+        table.add_row(plain(model.name), *(plain("" if cell is None else cell, 80) for cell in cells), last)
+    return table
+
+
+def job_view(job: JobRecord, run: RunFolder, progress: Progress, reports: Sequence[Event]) -> RenderableType:
+    """One job in full.
+
+    Args:
+        job: its record.
+        run: its folder.
+        progress: told from its events.
+        reports: its last `training.report` and `validation` events, oldest first.
+    """
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in _facts(job, run, progress, reports):
+        facts.add_row(name, value if isinstance(value, Text) else Text(value))
+    title = Text(plain(job.id), style="bold")
+    return Group(title, facts)
+
+
+def _facts(
+    job: JobRecord, run: RunFolder, progress: Progress, reports: Sequence[Event]
+) -> Iterable[tuple[str, str | Text]]:
+    yield "name", plain(job.name, 200)
+    yield "state", Text(job.state, style=state_style(job.state)) + Text(f"  {plain(job.reason)}" if job.reason else "")
+    if progress.phase and job.state in ACTIVE:
+        yield "phase", plain(progress.phase, 40)
+    steps = progress.steps or job.steps
+    step = job.step if job.is_final else max(job.step, progress.step)
+    if steps:
+        yield "progress", f"step {step} of {steps} ({step / steps:.0%}), checkpoint at {job.checkpoint_step}"
+    if job.state in ACTIVE and progress.seconds_left is not None:
+        yield "time left", duration(progress.seconds_left)
+    if progress.tokens_per_second is not None:
+        yield "speed", f"{progress.tokens_per_second:,.0f} tokens/s"
+    if progress.peak_gb is not None:
+        yield "memory", f"{progress.memory_gb or 0:.2f} GB, at most {progress.peak_gb:.2f} GB"
+    if losses := _losses(reports):
+        yield "last losses", losses
+    if progress.first_validation and progress.validation:
+        (_, before), (at, now) = progress.first_validation, progress.validation
+        yield "validation", f"{before:.3f} at first, {now:.3f} at step {at}" if at else f"{now:.3f} at first"
+    yield "attempts", f"{job.attempt}" + (f", {job.crashes} crashed in a row" if job.crashes else "")
+    yield "times", _times(job)
+    if progress.trouble and job.state == "failed":
+        yield from zip(("problem", "where", "remedy"), map(plain, progress.trouble), strict=True)
+    yield from _files(run)
+
+
+def _losses(reports: Sequence[Event]) -> str:
+    found = [
+        f"{event['loss']:.3f} ({event.get('step')})"
+        for event in reports
+        if event["event"] == "training.report" and isinstance(event.get("loss"), float)
+    ]
+    return plain("  ".join(found[-_SHOWN_LOSSES:]))
+
+
+def _times(job: JobRecord) -> str:
+    parts = [f"accepted {local_time(job.created, date=True)}"]
+    if job.started:
+        parts.append(f"started {local_time(job.started, date=True)}")
+    if job.ended:
+        since = job.started or job.created
+        parts.append(f"ended {local_time(job.ended, date=True)} after {duration((job.ended - since).total_seconds())}")
+    return ", ".join(parts)
+
+
+def _files(run: RunFolder) -> Iterable[tuple[str, str]]:
+    """What lies in the run folder now, the result first."""
+    yield "folder", plain(run.path)
+    for name, path in (
+        ("adapters", run.adapters),
+        ("checkpoints", run.checkpoints),
+        ("job file", run.job_file()),
+        ("events", run.events),
+        ("output", run.output),
+    ):
+        if path is not None and path.exists() and (path.is_file() or any(path.iterdir())):
+            yield name, plain(path)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column)
+    return table

@@ -1,0 +1,1 @@
+"""The daemon: inbox, intake, dispatcher and supervisor."""

@@ -1,0 +1,5 @@
+"""`python -m qlora_daemon` is `qlorad`."""
+
+from qlora_daemon.cli import main
+
+main()

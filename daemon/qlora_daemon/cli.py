@@ -1,0 +1,71 @@
+"""`qlorad`: run the daemon in the foreground, as launchd does."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from qlora_engine.job.errors import Exit, QloradError
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from qlora_engine import __version__  # noqa: PLC0415
+
+        typer.echo(f"qlorad {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def run(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Run the daemon in the foreground until SIGTERM or Ctrl-C.
+
+    It watches QLORAD_HOME/jobs (~/qlora/jobs) and trains what is dropped there, one job at a time.
+    Its log is QLORAD_HOME/logs/qlorad.jsonl. Then try: qlora submit job.yaml
+    """
+    if context.invoked_subcommand is None:
+        from qlora_daemon.service import serve  # noqa: PLC0415  # `--help` needs none of it
+        from qlora_worker.settings import Settings  # noqa: PLC0415
+
+        serve(Settings.read())
+
+
+def main() -> None:
+    """The console script: errors of ours are one message and an exit code."""
+    try:
+        app()
+    except QloradError as error:
+        sys.stderr.write(f"qlorad: {error}\n")
+        sys.exit(error.exit_code)
+    except OSError as error:
+        sys.stderr.write(f"qlorad: the system refused: {error}\n")
+        sys.exit(Exit.OSERR)
+    except Exception as error:  # noqa: BLE001  # a bug: one line for the person, the rest for whoever mends it
+        sys.stderr.write(f"qlorad: {type(error).__name__}: {error}\n  details: {_keep_details()}\n")
+        sys.exit(Exit.SOFTWARE)
+
+
+def _keep_details() -> str:
+    import tempfile  # noqa: PLC0415
+    import traceback  # noqa: PLC0415
+
+    with tempfile.NamedTemporaryFile("w", prefix="qlorad-", suffix=".txt", delete=False) as file:
+        traceback.print_exc(file=file)
+    return file.name
+
+
+if __name__ == "__main__":
+    main()

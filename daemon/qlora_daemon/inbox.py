@@ -1,0 +1,145 @@
+"""The watched folder: a thread that notices what is dropped and tells the owner what has come to rest."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import watchfiles
+
+from qlora_daemon.mail import FileSettled, FolderWatched, Post
+from qlora_daemon.settling import Decision, Found, Kind, decide, files_in, is_passing, look, problem_of
+from qlora_daemon.writers import is_being_written
+
+# watchfiles goes silent when the folder is deleted and made again, so it is looked at without it, too.
+RESCAN_SECONDS = 3.0
+TELL_AGAIN_SECONDS = 30.0  # what still lies there could not be taken: the disk was full, for example
+
+
+@dataclass
+class _Seen:
+    found: Found
+    since: float  # when it last changed, monotonic
+    told: float | None = None
+
+
+class Inbox(threading.Thread):
+    """Watches the folder until `stop`."""
+
+    def __init__(self, folder: Path, *, settle_seconds: float, post: Post) -> None:
+        super().__init__(name="inbox", daemon=True)
+        self._folder, self._settle, self._post = folder, settle_seconds, post
+        self._seen: dict[str, _Seen] = {}
+        self._changed = threading.Event()
+        self._stopped = threading.Event()
+        self._watcher: _Watcher | None = None
+        self._lost: str | None = None
+
+    def stop(self) -> None:
+        """End the thread; what it has told stays told."""
+        self._stopped.set()
+        self._changed.set()
+
+    def run(self) -> None:
+        """Scan when something changes, often while something is settling, and now and then in any case."""
+        while not self._stopped.is_set():
+            waiting = self._watch() and self._scan(time.monotonic())
+            self._changed.wait(max(0.05, min(0.5, self._settle / 4)) if waiting else RESCAN_SECONDS)
+            self._changed.clear()
+        if self._watcher is not None:
+            self._watcher.stop()
+
+    def _watch(self) -> bool:
+        """Make sure that the folder is there and that the watcher sees this very folder."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            inode = self._folder.stat().st_ino
+        except OSError as error:
+            self._tell_lost(f"{type(error).__name__}: {error.strerror}")
+            return False
+        before = self._watcher
+        if before is None or before.inode != inode or not before.is_alive():
+            if before is not None:
+                before.stop()
+            self._watcher = _Watcher(self._folder, inode, self._changed)
+            self._watcher.start()
+            if before is None or before.inode != inode or self._lost:
+                self._lost = None
+                self._post(FolderWatched())
+        return True
+
+    def _scan(self, now: float) -> bool:
+        """Look at every entry; whether one of them is still settling."""
+        try:
+            names = {path.name for path in self._folder.iterdir() if not is_passing(path.name)}
+            for gone in self._seen.keys() - names:
+                del self._seen[gone]
+            waiting = [self._consider(name, now) for name in sorted(names)]
+        except OSError as error:  # a disk that has gone; whatever it is, it must not end this thread
+            self._tell_lost(f"{type(error).__name__}: {error.strerror}")
+            return False
+        return any(waiting)
+
+    def _consider(self, name: str, now: float) -> bool:
+        found = look(self._folder / name)
+        if found is None:
+            self._seen.pop(name, None)
+            return True
+        seen = self._seen.get(name)
+        if seen is None or seen.found != found:
+            seen = self._seen[name] = _Seen(found, now)
+        if seen.told is not None and now - seen.told < TELL_AGAIN_SECONDS:
+            return False
+        quiet = now - seen.since
+        decision = decide(found, quiet=quiet, written=False, settle=self._settle)
+        if decision in (Decision.TAKE, Decision.REJECT):  # only now is it worth asking who writes
+            written = is_being_written(_files(found))
+            decision = decide(found, quiet=quiet, written=written, settle=self._settle)
+        if decision is Decision.TAKE:
+            self._post(FileSettled(found))
+        elif decision is Decision.REJECT:
+            self._post(FileSettled(found, problem_of(found)))
+        if decision in (Decision.TAKE, Decision.REJECT):
+            seen.told = now
+        return decision is Decision.WAIT
+
+    def _tell_lost(self, reason: str) -> None:
+        if reason != self._lost:
+            self._lost = reason
+            self._post(FolderWatched(lost=reason))
+
+
+def _files(found: Found) -> Iterable[Path]:
+    return files_in(found.path) if found.kind is Kind.FOLDER else (found.path,)
+
+
+class _Watcher(threading.Thread):
+    """Sets an event when the folder changes. Only a hint: the inbox looks for itself."""
+
+    def __init__(self, folder: Path, inode: int, changed: threading.Event) -> None:
+        super().__init__(name="watcher", daemon=True)
+        self.inode = inode
+        self._folder, self._changed = folder, changed
+        self._stop_event = threading.Event()
+
+    def stop(self) -> None:
+        self._stop_event.set()
+
+    def run(self) -> None:
+        try:
+            # Steps of 250 ms: each costs a wake-up, and a settled file waits longer than that anyway.
+            for _ in watchfiles.watch(
+                self._folder,
+                watch_filter=None,
+                step=250,
+                debounce=250,
+                recursive=False,
+                stop_event=self._stop_event,
+                raise_interrupt=False,
+            ):
+                self._changed.set()
+        except (OSError, RuntimeError):
+            self._changed.set()  # the folder has gone: the inbox finds this thread ended and starts another

@@ -1,0 +1,110 @@
+"""The owner's table of jobs: what the run folders say, and every change to it, stored before it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from qlora_engine.job.durable import AppendOnly
+from qlora_engine.job.events import Event, EventLog, Sink, to_line
+from qlora_engine.job.folder import JOB_ID, Home, RunFolder
+from qlora_engine.job.record import JobRecord
+from qlora_engine.job.states import ACTIVE, State
+
+
+class JobTable:
+    """Records by id.
+
+    Args:
+        home: where the run folders are.
+        sinks: where the events of jobs go beside their own `events.jsonl`.
+    """
+
+    def __init__(self, home: Home, sinks: Iterable[Sink]) -> None:
+        self._home, self._sinks = home, list(sinks)
+        self._records: dict[str, JobRecord] = {}
+        self._by_request: dict[str, str] = {}
+
+    def load(self) -> Iterator[tuple[str, Exception]]:
+        """Read every run folder; yields those that cannot be read, which stay as they are."""
+        for folder in sorted(self._home.runs.iterdir()):
+            if not JOB_ID.fullmatch(folder.name):
+                continue
+            try:
+                self.add(JobRecord.load(RunFolder(folder).state))
+            except (OSError, ValueError) as error:
+                yield folder.name, error
+
+    def add(self, record: JobRecord) -> None:
+        """Take a record that is on disk into the table."""
+        self._records[record.id] = record
+        if record.request is not None:
+            self._by_request[record.request] = record.id
+
+    def get(self, job_id: str) -> JobRecord | None:
+        """The record of a job."""
+        return self._records.get(job_id)
+
+    def of_request(self, key: str) -> JobRecord | None:
+        """The job that a submission with this key became."""
+        job_id = self._by_request.get(key)
+        return self._records.get(job_id) if job_id else None
+
+    def __iter__(self) -> Iterator[JobRecord]:
+        return iter(list(self._records.values()))
+
+    @property
+    def unfinished(self) -> int:
+        """How many jobs have not ended."""
+        return sum(not record.is_final for record in self)
+
+    @property
+    def active(self) -> list[JobRecord]:
+        """Jobs that the worker has, or may have; more than one only after a fault."""
+        return [record for record in self if record.state in ACTIVE]
+
+    def run(self, job_id: str) -> RunFolder:
+        """The job's run folder."""
+        return self._home.run(job_id)
+
+    def move(self, job_id: str, target: State, reason: str = "", **changes: Any) -> JobRecord:
+        """Move a job to another state, on disk first.
+
+        Raises:
+            IllegalMove: the table of moves forbids it: a bug.
+            OSError: the record cannot be written; the job is then as it was.
+        """
+        before = self._records[job_id]
+        record = before.moved(target, reason, **changes)
+        record.store(self.run(job_id).state)
+        self._records[job_id] = record
+        self.log(record).emit("job.state", **{"from": before.state, "to": target, "reason": reason})
+        return record
+
+    def note(self, job_id: str, *, store: bool, **changes: Any) -> JobRecord:
+        """Note other facts of a job; without `store` they reach the disk with its next move."""
+        record = self._records[job_id].noting(**changes)
+        if store:
+            record.store(self.run(job_id).state)
+        self._records[job_id] = record
+        return record
+
+    def log(self, record: JobRecord) -> EventLog:
+        """The log of one job: its own file, and the service log."""
+        bound: dict[str, Any] = {"job": record.id}
+        if record.attempt:
+            bound["attempt"] = record.attempt
+        return EventLog([_appending_to(self.run(record.id)), *self._sinks], **bound)
+
+
+def _appending_to(run: RunFolder) -> Sink:
+    """A sink that keeps no descriptor: a table of ten thousand jobs would run out of them."""
+
+    def write(event: Event) -> None:
+        file = AppendOnly(run.events)
+        try:
+            file.write_line(to_line(event))
+        finally:
+            file.close()
+
+    return write

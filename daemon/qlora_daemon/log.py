@@ -1,0 +1,87 @@
+"""Where the daemon's events go: the service log, rotated in process, and short lines on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+import structlog
+
+from qlora_engine.job.durable import AppendOnly
+from qlora_engine.job.events import Event, Sink, to_line
+from qlora_engine.job.vocabulary import EVENTS
+
+
+class RotatingLog:
+    """A sink that appends events to a file and starts a new one when it is full.
+
+    Args:
+        path: the newest file; older ones are `path.1`, `path.2` and so on.
+        max_bytes: size at which a new file is begun.
+        keep: how many older files stay.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int, keep: int) -> None:
+        self._path, self._max_bytes, self._keep = path, max_bytes, keep
+        self._file = AppendOnly(path)
+        self._size = path.stat().st_size
+
+    def __call__(self, event: Event) -> None:
+        """Append one event.
+
+        Raises:
+            OSError: the disk is full or the folder is gone.
+        """
+        line = to_line(event)
+        length = len(line.encode()) + 1
+        if self._size and self._size + length > self._max_bytes:
+            self._rotate()
+        self._file.write_line(line)
+        self._size += length
+
+    def _rotate(self) -> None:
+        self._file.close()
+        self._older(self._keep).unlink(missing_ok=True)
+        for number in range(self._keep - 1, 0, -1):
+            if self._older(number).exists():
+                self._older(number).rename(self._older(number + 1))
+        self._path.rename(self._older(1))
+        self._file, self._size = AppendOnly(self._path), 0
+
+    def _older(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}")
+
+
+def console(stream: TextIO | None = None) -> Sink:
+    """A sink that prints events for a person; the details of debugging are left to the log."""
+    output = stream or sys.stderr
+    renderer = structlog.dev.ConsoleRenderer(colors=output.isatty(), pad_event_to=20, sort_keys=False)
+
+    def write(event: Event) -> None:
+        if event.get("level") == "debug":
+            return
+        shown = {key: _short(value) for key, value in event.items() if _is_telling(key, value)}
+        shown["timestamp"] = str(event.get("ts", ""))[11:19]
+        output.write(str(renderer(None, "", shown)) + "\n")
+        output.flush()
+
+    return write
+
+
+def _is_telling(key: str, value: object) -> bool:
+    return value not in (None, "") and key not in ("ts", "versions")
+
+
+def _short(value: object) -> object:
+    """A value that fits in a line and cannot steer the terminal."""
+    if isinstance(value, float):
+        return round(value, 4)
+    text = "".join(letter if letter.isprintable() else " " for letter in str(value))
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def relayed(event: Mapping[str, object]) -> bool:
+    """Whether a line that another process wrote is an event of the vocabulary, to be passed on as it is."""
+    return isinstance(event.get("event"), str) and event["event"] in EVENTS

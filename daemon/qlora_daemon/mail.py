@@ -1,0 +1,67 @@
+"""What feeders tell the owner thread. They post messages and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qlora_daemon.settling import Found
+from qlora_engine.job.errors import QloradError
+from qlora_engine.job.resolved import ResolvedJob
+from qlora_worker.queue import Received
+
+
+@dataclass(frozen=True)
+class SignalCame:
+    """A signal reached the daemon. SIGCHLD only says: look at the children."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class FileSettled:
+    """Something in the watched folder has come to rest; `problem` if it cannot be a job."""
+
+    found: Found
+    problem: QloradError | None = None
+
+
+@dataclass(frozen=True)
+class FolderWatched:
+    """The watched folder is watched, or cannot be for a reason."""
+
+    lost: str | None = None
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The examiner's verdict on a claim."""
+
+    key: str
+    verdict: ResolvedJob | QloradError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A client's request."""
+
+    received: Received
+
+
+@dataclass(frozen=True)
+class QueueFailed:
+    """Redis does not answer."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class ChildPrinted:
+    """A line from a child process."""
+
+    child: str
+    line: str
+
+
+Message = SignalCame | FileSettled | FolderWatched | Examined | Asked | QueueFailed | ChildPrinted
+Post = Callable[[Message], None]

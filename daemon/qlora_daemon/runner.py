@@ -1,0 +1,292 @@
+"""The one active attempt: given to the worker, followed, stopped on request, settled when it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from qlora_daemon.jobs import JobTable
+from qlora_daemon.outcome import Evidence, Move, after_exit
+from qlora_daemon.watch import RunWatch
+from qlora_engine.job import lock
+from qlora_engine.job.events import Event, Sink
+from qlora_engine.job.exits import ExitRecord
+from qlora_engine.job.record import JobRecord, utc_now
+from qlora_engine.job.states import State
+from qlora_engine.job.vocabulary import EVENTS
+from qlora_worker.queue import TROUBLE, JobQueue
+
+LOST_SECONDS = 2.0  # without any trace of an attempt before it counts as lost
+LOOK_SECONDS = 1.0  # between two looks at the lock of an attempt that runs
+STORE_SECONDS = 5.0  # between two records of progress on disk
+ORPHAN_SECONDS = 30.0  # that an orphan has to stop by itself
+KILL_SECONDS = 3.0  # from the second request to stop to the kill
+REST = timedelta(seconds=2)  # before a job that came back without being asked to starts again
+
+
+@dataclass
+class Active:
+    """What the owner knows of the active attempt beside its record."""
+
+    job: str
+    attempt: int
+    watch: RunWatch
+    worker: int | None  # generation of the worker that may have taken it; None: none of ours
+    failure: Event | None = None
+    finished: bool = False
+    no_trace_since: float | None = None
+    looked: float = 0.0
+    stored: float = 0.0
+    stop_rungs: list[tuple[float, signal.Signals]] = field(default_factory=list)  # when to send what
+
+
+class Runner:
+    """Dispatch, watch, cancel and settle, in the owner's thread.
+
+    Args:
+        jobs: the table.
+        queue: RQ's queue.
+        gpu_lock: the GPU lock.
+        cancel_seconds: time that a cancelled job has to reach a checkpoint.
+        relay: where events of the training process go beside their own file.
+    """
+
+    def __init__(self, jobs: JobTable, queue: JobQueue, *, gpu_lock: Path, cancel_seconds: float, relay: Sink) -> None:
+        self._jobs, self._queue, self._gpu_lock = jobs, queue, gpu_lock
+        self._cancel_seconds, self._relay = cancel_seconds, relay
+        self._active: Active | None = None
+        self.resting: dict[str, datetime] = {}
+
+    @property
+    def is_active(self) -> bool:
+        """Whether an attempt is under way."""
+        return self._active is not None
+
+    # Starting
+
+    def adopt(self) -> None:
+        """Take up an attempt that an earlier daemon had given away, dead or alive.
+
+        Its worker has lost its daemon and stops it; an orphan without a worker finds its pipe ended and stops
+        by itself. A signal of ours would be the second, which costs the checkpoint, so it comes late.
+        """
+        for record in self._jobs.active:
+            watch = RunWatch(self._jobs.run(record.id), record.attempt, from_start=True)
+            active = Active(record.id, record.attempt, watch, worker=None)
+            self._read_events(active, relay=False)
+            if self._active is None and self._holder_is(active):
+                self._active = active
+                active.stop_rungs = _rungs(time.monotonic() + ORPHAN_SECONDS, ORPHAN_SECONDS)
+            else:
+                self._settle(active)
+
+    def dispatch(self, job_id: str, worker: int) -> None:
+        """Give a job to the worker: on disk first, then to Redis.
+
+        Raises:
+            RedisError, OSError: Redis does not answer; the job is queued again.
+        """
+        attempt = self._attempt_of(job_id) + 1
+        watch = RunWatch(self._jobs.run(job_id), attempt, from_start=False)
+        record = self._jobs.move(job_id, State.STARTING, attempt=attempt)
+        try:
+            self._queue.offer(record.id, attempt)
+        except TROUBLE:
+            self._jobs.move(job_id, State.QUEUED, "the queue does not answer")
+            raise
+        self._active = Active(job_id, attempt, watch, worker)
+
+    def _attempt_of(self, job_id: str) -> int:
+        record = self._jobs.get(job_id)
+        return record.attempt if record else 0
+
+    # Watching
+
+    def tick(self, now: float, worker: int | None) -> None:
+        """Look at what the attempt has written, whether it has ended, and whether a signal is due.
+
+        Args:
+            now: monotonic.
+            worker: generation of the worker that runs; None while none does.
+        """
+        active = self._active
+        if active is None:
+            return
+        self._read_events(active, relay=True)
+        self._read_progress(active, now)
+        self._climb(active, now)
+        if self._jobs.run(active.job).exit(active.attempt).exists():
+            if not self._holder_is(active):
+                self._settle(active)
+            return
+        if now - active.looked >= LOOK_SECONDS or active.no_trace_since is not None:
+            active.looked = now
+            if self._has_trace(active, worker):
+                active.no_trace_since = None
+            elif active.no_trace_since is None:
+                active.no_trace_since = now
+            elif now - active.no_trace_since >= LOST_SECONDS:
+                self._settle(active)
+
+    def _read_events(self, active: Active, *, relay: bool) -> None:
+        for event in active.watch.new_events():
+            if relay and EVENTS[event["event"]].level != "debug":
+                self._relay(event)
+            self._note_event(active, event)
+
+    def _note_event(self, active: Active, event: Event) -> None:
+        record = self._jobs.get(active.job)
+        if record is None:
+            return
+        match event["event"]:
+            case "training.started" if record.state is State.STARTING:
+                self._jobs.move(active.job, State.RUNNING, started=record.started or utc_now())
+            case "checkpoint.saved":
+                step = int(event.get("step") or 0)
+                self._jobs.note(active.job, store=True, checkpoint_step=step, crashes=0)
+            case "data.loaded":
+                self._jobs.note(active.job, store=False, steps=int(event.get("steps") or 0))
+            case "training.failed":
+                active.failure = event
+            case "training.done":
+                active.finished = True
+                self._jobs.note(active.job, store=False, step=int(event.get("step") or 0))
+
+    def _read_progress(self, active: Active, now: float) -> None:
+        progress = active.watch.progress()
+        if progress is not None:
+            store = now - active.stored >= STORE_SECONDS
+            active.stored = now if store else active.stored
+            self._jobs.note(active.job, store=store, step=progress.step, steps=progress.steps)
+
+    def _has_trace(self, active: Active, worker: int | None) -> bool:
+        """Whether anything may still be training, or about to train, this attempt."""
+        if self._holder_is(active):
+            return True
+        try:
+            attempt = (active.job, active.attempt)
+            if attempt in self._queue.waiting():
+                active.worker = worker if worker is not None else active.worker
+                return True
+            # Taken, and the worker that took it lives: it is about to spawn, or to write how it ended.
+            if worker is not None and worker == active.worker and attempt in self._queue.taken():
+                return True
+        except TROUBLE:
+            return True  # nothing can be said; Redis comes back or the daemon is stopped
+        return find_training(active.job, active.attempt) is not None
+
+    # Stopping
+
+    def cancel(self, record: JobRecord) -> None:
+        """End a job that has not ended: at once, or at a checkpoint if it is active."""
+        active = self._active
+        if active is None or active.job != record.id:
+            self._jobs.move(record.id, State.CANCELLED, "cancelled on request")
+            return
+        if record.state is State.STOPPING:
+            self._jobs.note(record.id, store=True, cancel_requested=True)
+        else:
+            self._jobs.move(record.id, State.STOPPING, "cancelled on request", cancel_requested=True)
+            with contextlib.suppress(*TROUBLE):  # Redis away: the attempt finds `stopping` under the lock
+                self._queue.withdraw(active.job, active.attempt)
+        active.stop_rungs = _rungs(time.monotonic(), self._cancel_seconds)
+
+    def stop_for_shutdown(self) -> None:
+        """Say on disk that the active job is being stopped; the worker passes the signal on."""
+        record = self._jobs.get(self._active.job) if self._active else None
+        if record is not None and record.state is not State.STOPPING:
+            self._jobs.move(record.id, State.STOPPING, "the service stops")
+
+    def kill(self) -> None:
+        """End what is left of the attempt now: its worker could not."""
+        if self._active is not None:
+            self._signal(self._active, signal.SIGKILL)
+
+    def _climb(self, active: Active, now: float) -> None:
+        while active.stop_rungs and now >= active.stop_rungs[0][0]:
+            if not self._signal(active, active.stop_rungs[0][1]):
+                return  # it has not started yet; it gets the signal when it has
+            active.stop_rungs.pop(0)
+
+    def _signal(self, active: Active, number: signal.Signals) -> bool:
+        holder = self._holder(active)
+        pid = holder.get("pid") if holder else find_training(active.job, active.attempt)
+        if not isinstance(pid, int):
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            if number is signal.SIGKILL and os.getpgid(pid) == pid:
+                os.killpg(pid, number)
+            else:
+                os.kill(pid, number)
+        return True
+
+    def _holder(self, active: Active) -> dict[str, Any] | None:
+        """What the lock's holder says, if it is this attempt."""
+        holder = lock.holder_of(self._gpu_lock)
+        if holder and (holder.get("job"), holder.get("attempt")) == (active.job, active.attempt):
+            return holder
+        return None
+
+    def _holder_is(self, active: Active) -> bool:
+        return self._holder(active) is not None
+
+    # Settling
+
+    def _settle(self, active: Active) -> None:
+        """Decide what becomes of the job. Nothing of the attempt is left that could write into its run."""
+        run = self._jobs.run(active.job)
+        self._read_events(active, relay=True)
+        record = self._jobs.get(active.job)
+        if record is None:
+            self._active = None
+            return
+        try:
+            ended = ExitRecord.load(run.exit(active.attempt))
+        except ValueError:
+            ended = None  # damaged: as good as none
+        evidence = Evidence(ended, active.failure, active.finished)
+        move = after_exit(record, evidence, output=str(run.output))
+        self._jobs.log(record).emit(
+            "job.exited",
+            code=ended.code if ended else None,
+            signal=ended.signal if ended else None,
+            outcome=move.outcome,
+        )
+        self._apply(record, move, rest=active.worker is not None)
+        with contextlib.suppress(*TROUBLE):  # what is left there expires, and its attempt number is outdated
+            self._queue.withdraw(active.job, active.attempt)
+        self._active = None
+
+    def _apply(self, record: JobRecord, move: Move, *, rest: bool) -> None:
+        if record.state is State.STARTING and move.target is State.DONE:
+            self._jobs.move(record.id, State.RUNNING)
+        if rest and move.outcome == "stopped" and record.state is not State.STOPPING:
+            self.resting[record.id] = utc_now() + REST
+        else:
+            self.resting.pop(record.id, None)
+        self._jobs.move(record.id, move.target, move.reason, **move.changes)
+
+
+def _rungs(first: float, patience: float) -> list[tuple[float, signal.Signals]]:
+    """Stop at a checkpoint, after `patience` seconds stop at once, then be killed."""
+    second = first + patience
+    return [(first, signal.SIGTERM), (second, signal.SIGTERM), (second + KILL_SECONDS, signal.SIGKILL)]
+
+
+def find_training(job_id: str, attempt: int) -> int | None:
+    """The training process of an attempt by its command line: before it has the lock, nothing else names it."""
+    wanted = [job_id, str(attempt)]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            arguments = process.cmdline()
+            if "-m" in arguments and wanted in (arguments[i : i + 2] for i in range(len(arguments))):
+                return int(process.pid)
+    return None

@@ -1,0 +1,293 @@
+"""The daemon: what starts and stops in which order, and the owner's loop, the only place that changes state."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+from qlora_daemon import signals
+from qlora_daemon.admission import Admission
+from qlora_daemon.children import Children
+from qlora_daemon.desk import Desk
+from qlora_daemon.dispatcher import Conditions, next_job
+from qlora_daemon.examiner import Examiner
+from qlora_daemon.inbox import Inbox
+from qlora_daemon.intake import BLOCK_SECONDS, Intake
+from qlora_daemon.jobs import JobTable
+from qlora_daemon.log import RotatingLog, console, relayed
+from qlora_daemon.mail import (
+    Asked,
+    ChildPrinted,
+    Examined,
+    FileSettled,
+    FolderWatched,
+    Message,
+    QueueFailed,
+    SignalCame,
+)
+from qlora_daemon.queue_health import QueueHealth
+from qlora_daemon.runner import Runner
+from qlora_engine import __version__
+from qlora_engine.job import lock
+from qlora_engine.job.errors import AlreadyRunning
+from qlora_engine.job.events import Event, EventLog, Sink, parse_line
+from qlora_engine.job.record import utc_now
+from qlora_engine.job.states import State
+from qlora_worker.connection import connect, keys_of
+from qlora_worker.queue import TROUBLE, JobQueue, Requests
+from qlora_worker.settings import Settings, unknown_variables
+
+ACTIVE_TICK = 0.2
+QUEUED_TICK = 1.0
+IDLE_TICK = 30.0  # what happens comes as a message; this only bounds an oversight
+TROUBLE_TICK = 2.0  # after an error of our own, so that it cannot fill the log
+SETTLE_SECONDS = 4.0  # for the exit of the active attempt, once its worker has ended
+WORKER_COMMAND = (sys.executable, "-P", "-m", "qlora_worker")
+
+
+def serve(settings: Settings, *, worker_command: tuple[str, ...] = WORKER_COMMAND) -> None:
+    """Run the daemon until a signal ends it.
+
+    Args:
+        settings: as read from the environment.
+        worker_command: starts the worker; tests give it another training module.
+
+    Raises:
+        AlreadyRunning: another daemon serves this home.
+        QloradError: something that it needs cannot be had.
+    """
+    home = settings.folders
+    home.make()
+    holder = {"pid": os.getpid(), "version": __version__, "started": utc_now().isoformat()}
+    try:
+        held = lock.acquire(home.daemon_lock, holder, wait=1.0)  # clients test the lock for an instant
+    except lock.LockHeld as taken:
+        raise AlreadyRunning(
+            f"A daemon serves this home already (process {taken.holder.get('pid', 'unknown')}).",
+            where=str(home.path),
+            remedy="Use that one, stop it with SIGTERM, or set QLORAD_HOME to another folder.",
+        ) from None
+    with held:
+        mail: SimpleQueue[Message] = SimpleQueue()
+        with signals.as_messages(mail.put):
+            Service(settings, mail, worker_command).run()
+
+
+class Service:
+    """One daemon, from start to stop. The caller holds the home's lock."""
+
+    def __init__(self, settings: Settings, mail: SimpleQueue[Message], worker_command: tuple[str, ...]) -> None:
+        home, post, keys = settings.folders, mail.put, keys_of(settings)
+        self._settings, self._home, self._mail = settings, home, mail
+        self._sinks: list[Sink] = [RotatingLog(home.service_log, max_bytes=settings.log_bytes, keep=settings.log_files)]
+        if sys.stderr.isatty():
+            self._sinks.append(console())
+        self._log = EventLog(self._sinks)
+        quick = connect(settings, timeout=2.0)  # the owner never waits long for Redis
+        self._queue = JobQueue(quick, keys)
+        self._health = QueueHealth(settings, self._log)
+        self._jobs = JobTable(home, self._sinks)
+        self._runner = Runner(
+            self._jobs,
+            self._queue,
+            gpu_lock=settings.gpu_lock_path,
+            cancel_seconds=settings.cancel_seconds,
+            relay=self._relay,
+        )
+        self._desk = Desk(Requests(quick, keys), self._jobs, self._health, self._log)
+        self._examiner = Examiner(home.path, post)
+        self._admission = Admission(
+            home, self._jobs, examine=self._examiner.hand_over, reply=self._desk.reply, log=self._log
+        )
+        self._inbox = Inbox(home.jobs, settle_seconds=settings.settle_seconds, post=post)
+        self._intake = Intake(Requests(connect(settings, timeout=BLOCK_SECONDS + 3), keys), post)
+        self._children = Children(settings, worker_command, health=self._health, log=self._log, post=post)
+        self._stop_signals: list[int] = []
+        self._was_up = False
+        self._gpu_holder: dict[str, object] | None = None
+        self._not_before = 0.0
+
+    def run(self) -> None:
+        """Start, serve, stop."""
+        self._start()
+        while not self._stop_signals:
+            self._read_mail(self._pause())
+            self._safely("the owner's round", self._round)
+        self._stop()
+
+    # Start: what needs nothing first, then what needs Redis as soon as that answers (`_came_up`)
+
+    def _start(self) -> None:
+        for name, nearest in unknown_variables(os.environ):
+            self._log.emit("setting.unknown", name=name, nearest=nearest)
+        self._children.start_valkey()
+        for folder, error in self._jobs.load():
+            self._internal_error(f"reading runs/{folder}", error)
+        self._examiner.start()
+        self._runner.adopt()
+        self._admission.resume()
+        self._log.emit(
+            "daemon.started",
+            version=__version__,
+            home=str(self._home.path),
+            pid=os.getpid(),
+            jobs=self._jobs.unfinished,
+        )
+        self._inbox.start()
+
+    def _came_up(self) -> None:
+        """Redis answers: for the first time, or again."""
+        if self._was_up:
+            return
+        self._was_up = True
+        self._queue.clear()  # disk is the truth; whatever an earlier daemon had offered is outdated
+        self._children.start_worker()
+        self._intake.start()
+
+    # The loop
+
+    def _round(self) -> None:
+        """One look at everything that does not come as a message."""
+        now = time.monotonic()
+        if now < self._not_before:
+            return
+        self._children.check(now)
+        if self._health.probe(now):
+            self._came_up()
+        self._runner.tick(now, self._children.worker)
+        if not self._runner.is_active:
+            self._dispatch()
+
+    def _dispatch(self) -> None:
+        waiting = any(job.state is State.QUEUED for job in self._jobs)
+        if not waiting:
+            return
+        worker = self._children.worker
+        conditions = Conditions(
+            queue_answers=self._health.is_up and worker is not None,
+            gpu_free=self._is_gpu_free(),
+            resting=self._runner.resting,
+        )
+        job = next_job(list(self._jobs), utc_now(), conditions)
+        if job is not None and worker is not None:
+            try:
+                self._runner.dispatch(job, worker)
+            except TROUBLE as error:
+                self._health.failed(f"{type(error).__name__}: {error}")
+
+    def _is_gpu_free(self) -> bool:
+        holder = lock.holder_of(self._settings.gpu_lock_path)
+        if holder and holder != self._gpu_holder:
+            self._log.emit("gpu.busy", holder=holder)
+        self._gpu_holder = holder
+        return holder is None
+
+    def _pause(self) -> float:
+        """Seconds until something is to be looked at that does not come as a message."""
+        now = time.monotonic()
+        pauses = [IDLE_TICK]
+        if now < self._not_before:
+            return self._not_before - now
+        if self._runner.is_active:
+            pauses.append(ACTIVE_TICK)
+        if not self._health.is_up:
+            pauses.append(self._health.pause(now))
+        if any(job.state is State.QUEUED for job in self._jobs):
+            pauses.append(QUEUED_TICK)
+        pauses.append(self._children.seconds_until_due(now))
+        return min(pauses)
+
+    # Messages
+
+    def _read_mail(self, pause: float) -> None:
+        """Wait for a message, then act on all that are there."""
+        try:
+            message = self._mail.get(timeout=max(0.001, pause))
+            while True:
+                self._safely(type(message).__name__, self._act, message)
+                message = self._mail.get_nowait()
+        except Empty:
+            return
+
+    def _act(self, message: Message) -> None:
+        match message:
+            case SignalCame(number):
+                if number != signal.SIGCHLD:
+                    self._stop_signals.append(number)
+            case ChildPrinted(child, line):
+                self._relay_line(child, line)
+            case _ if self._stop_signals:
+                return  # files and requests stay where they are, for the next start
+            case FileSettled(found, problem):
+                self._admission.take(found, problem)
+            case FolderWatched(lost):
+                self._say_watched(lost)
+            case Examined(key, verdict):
+                self._admission.examined(key, verdict)
+            case Asked(received):
+                self._desk.carry_out(received, self._admission, self._runner)
+            case QueueFailed(reason):
+                self._health.failed(reason)
+
+    def _say_watched(self, lost: str | None) -> None:
+        if lost is None:
+            self._log.emit("inbox.watching", path=str(self._home.jobs))
+        else:
+            self._log.emit("inbox.lost", path=str(self._home.jobs), reason=lost)
+
+    def _relay_line(self, child: str, line: str) -> None:
+        event = parse_line(line)
+        if event is not None and relayed(event):
+            self._relay(event)
+        elif line.strip():
+            self._log.emit("child.output", child=child, line=line)
+
+    def _relay(self, event: Event) -> None:
+        for sink in self._sinks:
+            sink(event)
+
+    def _safely(self, doing: str, action: Callable[..., None], *arguments: object) -> None:
+        """A bug, or a disk that is full, must not end the daemon and with it the training."""
+        try:
+            action(*arguments)
+        except Exception as error:  # noqa: BLE001
+            self._not_before = time.monotonic() + TROUBLE_TICK
+            self._internal_error(doing, error)
+
+    def _internal_error(self, doing: str, error: Exception) -> None:
+        try:
+            self._log.emit("internal.error", doing=doing, error=f"{type(error).__name__}: {error}")
+        except OSError as disk:
+            sys.stderr.write(f"{doing}: {error} (and the log cannot be written: {disk})\n")
+
+    # Stop: nothing new, then the worker with the training process, then what they left, Valkey last
+
+    def _stop(self) -> None:
+        began = time.monotonic()
+        self._log.emit("daemon.stopping", signal=signal.Signals(self._stop_signals[0]).name)
+        for feeder in (self._inbox, self._intake, self._examiner):
+            feeder.stop()
+        self._safely("stopping the active job", self._runner.stop_for_shutdown)
+        ended = self._children.stop_worker(
+            active=self._runner.is_active, turn=self._turn, presses=lambda: len(self._stop_signals)
+        )
+        if not ended:
+            self._safely("killing what is left of the active job", self._runner.kill)
+        self._settle_active()
+        self._children.stop_valkey()
+        self._log.emit("daemon.stopped", seconds=round(time.monotonic() - began, 1))
+        self._read_mail(0.0)
+
+    def _turn(self) -> None:
+        """Follow the active job while it is being stopped."""
+        self._safely("following the active job", self._runner.tick, time.monotonic(), self._children.worker)
+        self._read_mail(ACTIVE_TICK)
+
+    def _settle_active(self) -> None:
+        limit = time.monotonic() + SETTLE_SECONDS
+        while self._runner.is_active and time.monotonic() < limit:
+            self._turn()

@@ -1,0 +1,122 @@
+"""Train one job file in the foreground: `python -m qlora_engine job.yaml`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qlora_engine import blas
+from qlora_engine.job import lock
+from qlora_engine.job.errors import Exit, GpuBusy, JobRejected, QloradError
+from qlora_engine.job.events import Event, EventLog, Sink, file_sink, to_line
+from qlora_engine.job.examine import examine
+from qlora_engine.job.folder import RunFolder, new_job_id
+from qlora_engine.job.record import utc_now
+from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.settings import EngineSettings
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def train(
+    job_file: Annotated[Path, typer.Argument(help="An mlx_lm LoRA config, with qlorad's keys if you like.")],
+    run: Annotated[
+        Path | None, typer.Option(help="The run folder. One that exists is gone on from. [default: ./runs/<new id>]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON lines, no progress bar.")] = False,
+) -> None:
+    """Train a job in the foreground, without the daemon. Ctrl-C stops at a checkpoint."""
+    try:
+        settings = EngineSettings.read()
+        job = _examine(job_file, settings)
+        folder = _run_folder(run, job)
+        _with_blas(settings, folder, run)
+        code = _train(job, folder, settings, as_json)
+    except QloradError as error:
+        if as_json:
+            print(json.dumps(error.as_dict()))  # noqa: T201
+        print(error, file=sys.stderr)  # noqa: T201
+        raise typer.Exit(error.exit_code) from None
+    raise typer.Exit(code)
+
+
+def _examine(job_file: Path, settings: EngineSettings) -> ResolvedJob:
+    if not job_file.exists():
+        raise JobRejected(f"{job_file} does not exist.", where=str(job_file), remedy="Name a job file.")
+    return examine(job_file, home=settings.folders.path, base=job_file.absolute().parent)
+
+
+def _run_folder(chosen: Path | None, job: ResolvedJob) -> RunFolder:
+    if chosen is None:
+        runs = Path("runs").absolute()
+        name = job.spec.name or Path(job.spec.model).name
+        chosen = runs / new_job_id(name, utc_now(), runs)
+    folder = RunFolder(chosen.expanduser().absolute())
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if not folder.spec.exists():
+        job.store(folder.spec)
+    return folder
+
+
+def _with_blas(settings: EngineSettings, folder: RunFolder, run: Path | None) -> None:
+    """Start this program again with the BLAS library before MLX's, where that is needed."""
+    wanted = blas.training_environment(settings.cpu_blas, folder)
+    if all(os.environ.get(name) == value for name, value in wanted.items()):
+        return
+    arguments = sys.argv[1:] if run else [*sys.argv[1:], "--run", str(folder.path)]
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-m", "qlora_engine", *arguments], os.environ | wanted)  # noqa: S606
+
+
+def _train(job: ResolvedJob, folder: RunFolder, settings: EngineSettings, as_json: bool) -> int:
+    holder = {"pid": os.getpid(), "job": folder.id, "attempt": 0}
+    try:
+        held = lock.acquire(settings.gpu_lock_path, holder, wait=2.0)
+    except lock.LockHeld as error:
+        raise GpuBusy(
+            "Another training process of yours holds the GPU.",
+            where=str(error),
+            remedy="Wait for it, stop it, or submit this job to the daemon: qlora submit",
+        ) from None
+    with held:
+        from qlora_engine.training.run import Outcome, train  # noqa: PLC0415  # seconds of imports
+        from qlora_engine.training.stop import StopRequest  # noqa: PLC0415
+
+        shown, close = _output(as_json)
+        log = EventLog([file_sink(folder.events), shown], job=folder.id)
+        metrics = EventLog([file_sink(folder.metrics), shown], job=folder.id)
+        stop = StopRequest(announce=lambda cause: log.emit("training.stopping", cause=cause), farewell=close)
+        stop.watch()
+        try:
+            outcome = train(job, folder, log=log, metrics=metrics, stop=stop)
+        except QloradError as error:
+            problem = {key: value for key, value in error.as_dict().items() if key != "exit_code"}
+            log.emit("training.failed", **problem)
+            raise
+        finally:
+            close()
+    return Exit.OK if outcome is Outcome.DONE else Exit.TEMPFAIL
+
+
+def _output(as_json: bool) -> tuple[Sink, Callable[[], None]]:
+    if as_json:
+
+        def print_line(event: Event) -> None:
+            print(to_line(event), flush=True)  # noqa: T201
+
+        return print_line, lambda: None
+    from qlora_engine.display import Display  # noqa: PLC0415
+
+    display = Display()
+    return display, display.close
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m qlora_engine")

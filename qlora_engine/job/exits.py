@@ -1,0 +1,62 @@
+"""How the training process of an attempt ended, as its worker saw it: `exit-<attempt>.json`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from datetime import datetime
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+from qlora_engine.job import durable
+
+FORMAT = 1
+
+
+class ExitRecord(BaseModel):
+    """Either an exit code or the signal that ended the process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    attempt: int
+    code: int | None
+    signal: str | None
+    started: datetime
+    ended: datetime
+
+    @classmethod
+    def of(cls, returncode: int, *, attempt: int, started: datetime, ended: datetime) -> Self:
+        """From a return code as `subprocess` gives it: negative for a signal."""
+        return cls(
+            attempt=attempt,
+            code=returncode if returncode >= 0 else None,
+            signal=_name(-returncode) if returncode < 0 else None,
+            started=started,
+            ended=ended,
+        )
+
+    def store(self, path: Path) -> None:
+        """Write it durably. The worker alone calls this."""
+        durable.write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """Read it, or None while there is none.
+
+        Raises:
+            ValueError: it is not of this format.
+        """
+        try:
+            return cls.model_validate(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

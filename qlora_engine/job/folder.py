@@ -1,0 +1,166 @@
+"""The home folder and the run folder: where everything lies."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import unicodedata
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+JOB_ID = re.compile(r"\d{8}-\d{6}-[a-z0-9][a-z0-9-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Home:
+    """QLORAD_HOME and the fixed places in it."""
+
+    path: Path
+
+    @property
+    def jobs(self) -> Path:
+        """The watched folder."""
+        return self.path / "jobs"
+
+    @property
+    def taking(self) -> Path:
+        """Claimed files that are not yet a job or rejected; finished after a restart."""
+        return self.jobs / ".taking"
+
+    @property
+    def accepted(self) -> Path:
+        """Files and folders that became jobs, under the job's id."""
+        return self.jobs / "accepted"
+
+    @property
+    def rejected(self) -> Path:
+        """Files that are not valid jobs, each with a text beside it."""
+        return self.jobs / "rejected"
+
+    @property
+    def runs(self) -> Path:
+        """One folder a job."""
+        return self.path / "runs"
+
+    @property
+    def models(self) -> Path:
+        """Models added by `qlora models add`."""
+        return self.path / "models"
+
+    @property
+    def logs(self) -> Path:
+        """The service log."""
+        return self.path / "logs"
+
+    @property
+    def service_log(self) -> Path:
+        """JSON lines of the daemon and what its jobs report."""
+        return self.logs / "qlorad.jsonl"
+
+    @property
+    def state(self) -> Path:
+        """Socket, append-only file and locks; 0700."""
+        return self.path / "state"
+
+    @property
+    def daemon_lock(self) -> Path:
+        """Held by the daemon that serves this home."""
+        return self.state / "daemon.lock"
+
+    @property
+    def socket(self) -> Path:
+        """The embedded server's unix socket."""
+        return self.state / "valkey.sock"
+
+    def run(self, job_id: str) -> RunFolder:
+        """The run folder of a job, whether it exists or not."""
+        return RunFolder(self.runs / job_id)
+
+    def make(self) -> None:
+        """Create every folder that is missing."""
+        for folder in (self.path, self.jobs, self.taking, self.accepted, self.rejected, self.runs, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.state.mkdir(mode=0o700, exist_ok=True)
+        self.state.chmod(0o700)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/<job id>/`: the job as submitted and resolved, its record, its events and its results."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.path.name
+
+    @property
+    def spec(self) -> Path:
+        """The resolved job: every default written out, paths absolute, hashes of the data."""
+        return self.path / "spec.json"
+
+    @property
+    def state(self) -> Path:
+        """The record; only the daemon writes it."""
+        return self.path / "state.json"
+
+    @property
+    def runtime(self) -> Path:
+        """What was measured or found when the job first started, reused when it resumes."""
+        return self.path / "runtime.json"
+
+    @property
+    def events(self) -> Path:
+        """Everything of note that happened, one JSON object a line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """One `training.step` event a micro-batch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Complete checkpoints; a partial one is never visible here."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapters(self) -> Path:
+        """The result, in mlx_lm's format."""
+        return self.path / "adapters"
+
+    @property
+    def output(self) -> Path:
+        """What the training process printed outside its events: library warnings, crash dumps."""
+        return self.path / "output.log"
+
+    def exit(self, attempt: int) -> Path:
+        """How an attempt's training process ended, as its worker saw it."""
+        return self.path / f"exit-{attempt}.json"
+
+    def job_file(self) -> Path | None:
+        """The job file as submitted, whichever of the three formats it has."""
+        found = [self.path / f"job{suffix}" for suffix in (".yaml", ".json", ".toml")]
+        return next((path for path in found if path.exists()), None)
+
+
+def new_job_id(name: str, now: datetime, taken: Path) -> str:
+    """An id that sorts by time and can be read: `20261122-143501-sql-assistant`.
+
+    Args:
+        name: what the job calls itself; reduced to lower-case letters, digits and hyphens.
+        now: the time of acceptance.
+        taken: the folder of runs; an id that exists there gets a random suffix.
+    """
+    job_id = f"{now:%Y%m%d-%H%M%S}-{slug(name)}"
+    while (taken / job_id).exists():
+        job_id = f"{now:%Y%m%d-%H%M%S}-{slug(name)[:56]}-{secrets.token_hex(3)}"
+    return job_id
+
+
+def slug(name: str) -> str:
+    """`name` in the letters that are safe in file names and terminals; `job` when nothing is left."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:56].strip("-") or "job"

@@ -1,0 +1,220 @@
+"""The job file, validated: mlx_lm's LoRA config keys with mlx_lm's meaning and defaults, and ours."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from qlora_engine.job.errors import JobRejected
+from qlora_engine.job.jobfile import JobText
+
+# Keys of the design that this version does not act on. Taking them in silence would break a promise.
+NOT_YET = frozenset(
+    {
+        "after",
+        "not_before",
+        "retries",
+        "max_runtime",
+        "packing",
+        "early_stopping",
+        "on_out_of_memory",
+        "memory",
+        "notify",
+        "report_to",
+    }
+)
+
+AS_WRITTEN = {"as_written": True}  # validation context: only keys that a person wrote are there
+
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class LoraParameters(_Section):
+    """Size, scale and place of the adapters. mlx_lm knows `scale`, not `alpha`."""
+
+    rank: Count = 8
+    scale: Annotated[float, Field(gt=0)] = 20.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    keys: list[Text] | None = Field(default=None, description="layer names; all linear layers when left out")
+
+
+class LrSchedule(_Section):
+    """A schedule of `mlx.optimizers.schedulers` by name, with warmup in optimizer steps."""
+
+    name: Literal["cosine_decay", "exponential_decay", "linear_schedule", "step_decay"]
+    arguments: Annotated[list[float], Field(min_length=1)]
+    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup_init: Annotated[float, Field(ge=0)] = 0.0
+
+
+class JobSpec(_Section):
+    """A fine-tuning job. Counts of iterations are micro-batches, as mlx_lm counts them."""
+
+    # mlx_lm's keys
+    model: Text = "Qwen/Qwen3-0.6b"
+    train: Literal[True] = Field(default=True, description="a job trains; `false` has no meaning here")
+    fine_tune_type: Literal["lora", "dora", "full"] = "lora"
+    optimizer: Literal["adam", "adamw", "muon", "sgd", "adafactor"] = "adam"
+    optimizer_config: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    data: Text = "mlx-community/WikiSQL"
+    hf_dataset: dict[str, Any] | list[dict[str, Any]] | None = None
+    prompt_feature: Text = "prompt"
+    completion_feature: Text = "completion"
+    chat_feature: Text = "messages"
+    text_feature: Text = "text"
+    mask_prompt: bool = False
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    num_layers: Annotated[int, Field(ge=-1)] = 16
+    batch_size: Count = 4
+    iters: Count = 1000
+    val_batches: Annotated[int, Field(ge=-1)] = 25
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    steps_per_report: Count = 10
+    steps_per_eval: Count = 200
+    save_every: Count = 100
+    resume_adapter_file: Text | None = None
+    adapter_path: Text = Field(default="adapters", description="recorded; the result is in the run folder's adapters/")
+    test: bool = False
+    test_batches: Annotated[int, Field(ge=-1)] = 500
+    max_seq_length: Annotated[int, Field(ge=8)] = 2048
+    config: str | None = Field(default=None, description="no meaning inside a config file, as in mlx_lm")
+    grad_checkpoint: bool = False
+    grad_accumulation_steps: Count = 1
+    clear_cache_threshold: Annotated[int, Field(ge=0)] = 0
+    lr_schedule: LrSchedule | None = None
+    lora_parameters: LoraParameters = Field(default_factory=LoraParameters)
+    project_name: str | None = None
+    trust_remote_code: Literal[False] = Field(default=False, description="refused from a job file")
+
+    # ours
+    name: Annotated[str, Field(min_length=1, max_length=80)] | None = None
+    priority: Annotated[int, Field(ge=-100, le=100)] = Field(default=0, description="higher goes first")
+    epochs: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="length of the run in passes over the data, instead of `iters`"
+    )
+    validate_every: Count | None = Field(default=None, description="another name for steps_per_eval")
+    checkpoint_every: Count | None = Field(default=None, description="another name for save_every")
+    grad_clip: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="largest gradient norm; larger ones are scaled down to it"
+    )
+
+    @field_validator("optimizer_config", mode="before")
+    @classmethod
+    def _without_empty_entries(cls, value: Any) -> Any:
+        # mlx_lm's own example lists every optimizer with nothing behind it, which YAML reads as null.
+        return {key: entry or {} for key, entry in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _agree(self, info: ValidationInfo) -> JobSpec:
+        if info.context != AS_WRITTEN:
+            return self  # a resolved job has every default written out, so both keys of each pair
+        for ours, theirs in (("validate_every", "steps_per_eval"), ("checkpoint_every", "save_every")):
+            if {ours, theirs} <= self.model_fields_set and getattr(self, ours) != getattr(self, theirs):
+                raise ValueError(f"`{ours}` and `{theirs}` mean the same but differ; keep one of them")
+        if {"epochs", "iters"} <= self.model_fields_set and self.epochs is not None:
+            raise ValueError("`epochs` and `iters` both set the length of the run; keep one of them")
+        return self
+
+    @property
+    def eval_every(self) -> int:
+        """Micro-batches between two validations."""
+        return self.validate_every or self.steps_per_eval
+
+    @property
+    def save_steps(self) -> int:
+        """Micro-batches between two checkpoints; each waits for the end of its window."""
+        return self.checkpoint_every or self.save_every
+
+
+def validate(job: JobText) -> JobSpec:
+    """Turn the content of a job file into a `JobSpec`.
+
+    Raises:
+        JobRejected: an unknown key (with the nearest known one), a wrong type or value (with its line).
+    """
+    # A key without a value means its default, as in mlx_lm.
+    values = {key: value for key, value in job.values.items() if value is not None}
+    for key in values:
+        if key in NOT_YET:
+            raise JobRejected(
+                f"`{key}` is not supported by this version of qlorad.",
+                where=job.where((key,)),
+                remedy="Remove it: a job without it runs.",
+            )
+    try:
+        return JobSpec.model_validate(values, context=AS_WRITTEN)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        first, *others = [_describe(problem, job) for problem in problems]
+        what, where, remedy = first
+        if others:
+            what += "".join(f"\n  also:   {text} ({place})" for text, place, _ in others[:9])
+        raise JobRejected(what, where=where, remedy=remedy) from None
+
+
+def _describe(problem: Any, job: JobText) -> tuple[str, str, str]:
+    # Where a value may have one of several types, pydantic adds the type that it tried: `list[dict[str,any]]`.
+    keys = tuple(str(part) for part in problem["loc"] if "[" not in str(part))
+    dotted = ".".join(keys) or "the job"
+    where = job.where(keys)
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"`{dotted}` is not a key of a job file.", where, _nearest(keys)
+        case "value_error":
+            return f"{problem['ctx']['error']}.", where, "Remove one of the two."
+        case "missing":
+            return f"`{dotted}` is missing.", where, "Add it."
+    if keys == ("trust_remote_code",):
+        return (
+            "`trust_remote_code` is refused from a job file: it would run code that came with the model.",
+            where,
+            "Remove it, and use a model that mlx_lm supports by itself.",
+        )
+    if keys == ("train",):
+        return "`train: false` leaves nothing to do.", where, "Remove it: a job trains."
+    given = problem.get("input")
+    expected = re.sub("^(Input|String|List) ", "", problem["msg"]).removesuffix(".")
+    hint = ""
+    if isinstance(given, str) and any(word in expected for word in ("integer", "number")):
+        hint = " Write it without quotes or units, for example `1e-5` or `200`."
+    return (
+        f"`{dotted}` is {_shown(given)}, but it {expected}.",
+        where,
+        f"Correct the value of `{keys[-1] if keys else 'the job'}`.{hint}",
+    )
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number too long to show"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _nearest(keys: tuple[str, ...]) -> str:
+    sections: dict[str, type[BaseModel]] = {"lora_parameters": LoraParameters, "lr_schedule": LrSchedule}
+    section = sections.get(keys[0], JobSpec) if len(keys) > 1 else JobSpec
+    known = [*section.model_fields]
+    if keys[-1] == "alpha":
+        return "mlx_lm's config has `scale` (alpha divided by rank) in its place."
+    near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.6)
+    if near:
+        return f"Did you mean `{near[0]}`?"
+    return f"Remove it. Known keys: {', '.join(sorted(known))}."

@@ -1,0 +1,250 @@
+"""The vocabulary of events: every name, what it means, and its fields. `docs/events.md` is generated from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class EventType:
+    """One kind of event: what it means and which fields it carries beside those in `COMMON`."""
+
+    meaning: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+    level: str = "info"
+
+
+# Every event may carry these.
+COMMON = {
+    "ts": "time in UTC, ISO 8601 with milliseconds",
+    "level": "debug, info, warning or error",
+    "event": "the name",
+    "job": "the job's id, where the event concerns one",
+    "attempt": "which attempt of the job, from 1",
+}
+
+_PROBLEM = {
+    "what": "what is wrong, one sentence",
+    "where": "the file, line or key",
+    "remedy": "what to do next",
+}
+_FILE = {"path": "the file or folder"}
+_CHILD = {"child": "`valkey` or `worker`", "pid": "its process id"}
+
+EVENTS: dict[str, EventType] = {
+    # the service
+    "daemon.started": EventType(
+        "The daemon serves its home.",
+        {
+            "version": "of qlorad",
+            "home": "QLORAD_HOME",
+            "pid": "of the daemon",
+            "jobs": "unfinished jobs found on disk",
+        },
+    ),
+    "daemon.stopping": EventType("The daemon was asked to stop.", {"signal": "which signal asked"}),
+    "daemon.stopped": EventType("Everything has ended.", {"seconds": "from the request to the end"}),
+    "setting.unknown": EventType(
+        "An environment variable looks like a setting but is none.",
+        {"name": "of the variable", "nearest": "the setting that was probably meant"},
+        "warning",
+    ),
+    "child.started": EventType("A child process was started.", _CHILD),
+    "child.exited": EventType(
+        "A child process ended.", _CHILD | {"code": "exit code; -N for signal N", "seconds": "it ran"}
+    ),
+    "child.restarting": EventType(
+        "A child process ended unasked and will be started again.",
+        {"child": "which", "delay": "seconds until then", "restarts": "in a row"},
+        "warning",
+    ),
+    "child.killed": EventType(
+        "A child process did not end in time and was killed.", _CHILD | {"seconds": "it was given"}, "warning"
+    ),
+    "child.output": EventType("A child process printed a line.", {"child": "which", "line": "the text"}, "debug"),
+    "queue.unreachable": EventType("Redis does not answer.", {"reason": "what the connection says"}, "warning"),
+    "queue.damaged": EventType(
+        "The embedded server could not read its file and starts empty; the run folders say what is to be done.",
+        _FILE | {"moved_to": "where it lies now"},
+        "warning",
+    ),
+    "queue.reachable": EventType("Redis answers again.", {"seconds": "it did not"}),
+    "library.log": EventType("A library logged something.", {"logger": "which", "message": "the text"}, "debug"),
+    "internal.error": EventType(
+        "A bug of ours; the daemon goes on.", {"doing": "what was being done", "error": "type and text"}, "error"
+    ),
+    # the watched folder and requests
+    "inbox.watching": EventType("The watched folder is watched (again).", _FILE),
+    "inbox.lost": EventType("The watched folder cannot be read.", _FILE | {"reason": "why"}, "warning"),
+    "file.taken": EventType("A settled file or folder was claimed from the watched folder.", _FILE),
+    "file.rejected": EventType(
+        "A file or folder is not a valid job and was moved to rejected/.",
+        _FILE | _PROBLEM | {"moved_to": "where it lies now"},
+        "warning",
+    ),
+    "request.received": EventType("A client asks for something.", {"request": "its key", "kind": "submit or cancel"}),
+    "request.answered": EventType(
+        "A client's request was answered.", {"request": "its key", "ok": "whether it was done", "what": "the answer"}
+    ),
+    # a job
+    "job.accepted": EventType(
+        "The job is on disk and will not be lost.",
+        {"name": "of the job", "model": "as the job names it", "source": "the dropped file, or the client's request"},
+    ),
+    "job.state": EventType(
+        "The job moved to another state.", {"from": "old state", "to": "new state", "reason": "why, for a person"}
+    ),
+    "job.exited": EventType(
+        "The training process of an attempt ended.",
+        {
+            "code": "exit code, None for a signal or unknown",
+            "signal": "name of the signal that ended it, or None",
+            "outcome": "done, stopped, failed, crashed or lost",
+        },
+    ),
+    "gpu.busy": EventType(
+        "No job starts: another process holds the GPU lock.", {"holder": "what it says of itself"}, "warning"
+    ),
+    # training
+    "training.started": EventType(
+        "The training process holds the GPU and begins.",
+        {
+            "pid": "of the process",
+            "backend": "metal, cuda or cpu",
+            "device": "its name",
+            "versions": "of Python, mlx and mlx_lm",
+            "blas": "the BLAS library on CPU, or None",
+            "threads": "of that library",
+        },
+    ),
+    "phase.started": EventType("A phase begins.", {"phase": "load, data, train, validate, save or test"}),
+    "phase.ended": EventType("A phase has ended.", {"phase": "which", "seconds": "it took"}),
+    "model.loaded": EventType(
+        "The base model is in memory, with its adapters.",
+        {
+            "model": "folder or hub name",
+            "model_type": "architecture",
+            "bits": "of the quantized weights; None when none are",
+            "quantized_on_load": "the model was not quantized and now is",
+            "dequantized": "4-bit weights were made float32 once, for the CPU",
+            "parameters": "in all",
+            "trainable": "parameters that are trained",
+            "memory_gb": "active memory, 10^9 bytes",
+        },
+    ),
+    "data.loaded": EventType(
+        "The data is tokenized.",
+        {
+            "format": "completion, chat, text",
+            "train": "rows",
+            "valid": "rows",
+            "test": "rows",
+            "tokens": "in the training rows",
+            "supervised": "training tokens that are targets",
+            "truncated": "training rows cut at max_seq_length",
+            "lost_share": "share of training tokens cut",
+            "nothing_to_learn": "training rows without a target",
+            "steps": "micro-batches of the whole run",
+            "updates": "optimizer steps of the whole run",
+        },
+    ),
+    "training.resumed": EventType(
+        "Training goes on from a checkpoint.", {"step": "micro-batches already done", "path": "the checkpoint"}
+    ),
+    "environment.changed": EventType(
+        "Something differs from the run's first start, so results may differ in rounding.",
+        {"name": "what differs", "then": "recorded", "now": "found"},
+        "warning",
+    ),
+    "training.step": EventType(
+        "One micro-batch is done. In metrics.jsonl.",
+        {
+            "step": "micro-batches done",
+            "steps": "of the whole run",
+            "update": "optimizer steps done",
+            "epoch": "from 0",
+            "loss": "mean over the micro-batch's targets, nats; None when it has none",
+            "tokens": "targets in it",
+            "tokens_per_second": "targets a second, this micro-batch",
+            "seconds": "it took",
+            "memory_gb": "active memory, 10^9 bytes",
+            "peak_gb": "peak memory since start, 10^9 bytes",
+        },
+        "debug",
+    ),
+    "training.report": EventType(
+        "The mean over the micro-batches since the last report.",
+        {
+            "step": "micro-batches done",
+            "steps": "of the whole run",
+            "update": "optimizer steps done",
+            "epoch": "passes over the data, with fraction",
+            "loss": "mean over targets, nats",
+            "learning_rate": "at the last optimizer step",
+            "gradient_norm": "at the last optimizer step, before clipping",
+            "tokens": "targets trained in all",
+            "tokens_per_second": "targets a second since the last report",
+            "steps_per_second": "micro-batches a second since the last report",
+            "memory_gb": "active memory, 10^9 bytes",
+            "peak_gb": "peak memory since start, 10^9 bytes",
+            "seconds_left": "until the end at this speed",
+        },
+    ),
+    "validation": EventType(
+        "The loss on held-out rows.",
+        {
+            "step": "micro-batches done; 0 is before training",
+            "split": "valid or test",
+            "loss": "mean over targets, nats",
+            "perplexity": "exp(loss)",
+            "tokens": "targets",
+            "rows": "evaluated",
+            "seconds": "it took",
+        },
+    ),
+    "checkpoint.saved": EventType(
+        "A complete checkpoint is on disk.",
+        {"step": "it stands at", "path": "its folder", "bytes": "in all", "seconds": "it took"},
+    ),
+    "checkpoint.damaged": EventType(
+        "A checkpoint does not match its manifest and is passed over.", _FILE | {"what": "what is wrong"}, "warning"
+    ),
+    "guard.dropped": EventType(
+        "A window's gradient was not finite, so it never reached the optimizer.",
+        {"step": "micro-batches done", "place": "loss or gradient", "rows": "of the window", "loss": "as computed"},
+        "warning",
+    ),
+    "training.stopping": EventType("Training was asked to stop at a checkpoint.", {"cause": "signal, or parent gone"}),
+    "training.stopped": EventType("Training stopped at a checkpoint.", {"step": "of the checkpoint"}),
+    "training.done": EventType(
+        "Training reached its end and the result is on disk.",
+        {
+            "step": "micro-batches done",
+            "seconds": "this process ran",
+            "tokens": "targets trained",
+            "loss_before": "validation loss before training, or None",
+            "loss_after": "validation loss at the end, or None",
+            "adapters": "folder with the result",
+        },
+    ),
+    "training.failed": EventType("Training cannot go on.", _PROBLEM | {"error": "type of the error"}, "error"),
+}
+
+
+def as_markdown() -> str:
+    """The vocabulary as a document."""
+    lines = [
+        "# Events",
+        "",
+        "Every line of `logs/qlorad.jsonl`, `runs/<job>/events.jsonl` and `runs/<job>/metrics.jsonl` is one of these "
+        "events as a JSON object. This page is generated from `qlora_engine/job/vocabulary.py`; `make docs` writes it.",
+        "",
+        "Every event carries:",
+        "",
+        *(f"- `{name}`: {meaning}" for name, meaning in COMMON.items()),
+    ]
+    for name, kind in EVENTS.items():
+        lines += ["", f"## `{name}`", "", f"{kind.meaning} Level {kind.level}.", ""]
+        lines += [f"- `{key}`: {meaning}" for key, meaning in kind.fields.items()]
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,55 @@
+"""Settings that the engine reads from the environment, once, at the start of a program."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from qlora_engine.job.errors import BadSetting
+from qlora_engine.job.folder import Home
+
+
+class EngineSettings(BaseSettings):
+    """`QLORAD_*` variables that matter to training, with the daemon or without it."""
+
+    model_config = SettingsConfigDict(env_prefix="QLORAD_", extra="ignore", frozen=True)
+
+    home: Path = Field(default=Path("~/qlora"), description="jobs, runs, models and logs")
+    gpu_lock: Path = Field(
+        default=Path("~/.cache/qlorad") / f"gpu-{platform.node()}.lock",
+        description="the lock that every use of the GPU takes; one per machine and user",
+    )
+    cpu_blas: str = Field(
+        default="auto",
+        description="BLAS library for MLX's CPU backend on Linux: auto, off, or the path of a library",
+    )
+
+    @classmethod
+    def read(cls) -> Self:
+        """The settings of this process.
+
+        Raises:
+            BadSetting: a variable has a value that cannot be used.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            name = f"QLORAD_{str(problem['loc'][0]).upper()}" if problem["loc"] else "QLORAD_*"
+            raise BadSetting(
+                f"{name} cannot be used: {problem['msg']}.", where=name, remedy="Correct or unset the variable."
+            ) from None
+
+    @property
+    def folders(self) -> Home:
+        """The home folder, absolute."""
+        return Home(self.home.expanduser().absolute())
+
+    @property
+    def gpu_lock_path(self) -> Path:
+        """The GPU lock, absolute."""
+        return self.gpu_lock.expanduser().absolute()

@@ -1,0 +1,1 @@
+"""How a job is trained: the only place that imports mlx."""

@@ -1,0 +1,132 @@
+"""Checkpoints: a folder that is complete or absent, and says by hashes whether it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from qlora_engine.job import durable
+from qlora_engine.job.errors import CheckpointDamaged
+
+FORMAT = 1
+ARRAYS, STATE, MANIFEST = "state.safetensors", "trainer.json", "manifest.json"
+KEEP = 3
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    step: int
+
+
+def save(folder: Path, step: int, arrays: Mapping[str, mx.array], trainer: Mapping[str, Any]) -> Checkpoint:
+    """Write a checkpoint. It appears under its name only when all of it is on the disk.
+
+    Args:
+        folder: the run's `checkpoints/`.
+        step: micro-batches done; names the checkpoint.
+        arrays: adapters and optimizer state, by flat names.
+        trainer: position, counters and hashes, as JSON.
+
+    Raises:
+        OSError: the disk is full or read-only; the earlier checkpoints stand.
+    """
+    target = folder / f"step-{step:06d}"
+    temporary = folder / f"{durable.TEMPORARY}{target.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        mx.save_safetensors(str(temporary / ARRAYS), dict(arrays))
+        durable.write_json(temporary / STATE, {"format": FORMAT, "step": step, **trainer})
+        with (temporary / ARRAYS).open("rb+") as file:
+            durable.sync_file(file.fileno())
+        files = {name: _describe(temporary / name) for name in (ARRAYS, STATE)}
+        durable.write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "files": files})
+        durable.sync_folder(temporary)
+        replaced = folder / f"{durable.TEMPORARY}replaced"
+        if target.exists():  # damaged and passed over, or saved again after a validation
+            shutil.rmtree(replaced, ignore_errors=True)
+            target.rename(replaced)
+        durable.move(temporary, target)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return Checkpoint(target, step)
+
+
+def newest(
+    folder: Path, damaged: Callable[[Path, CheckpointDamaged], None]
+) -> tuple[Checkpoint, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, with its trainer state; None when there is none.
+
+    Args:
+        damaged: called for each one that is passed over.
+    """
+    for found in sorted(listed(folder), key=lambda c: c.step, reverse=True):
+        try:
+            return found, check(found.path)
+        except CheckpointDamaged as error:
+            damaged(found.path, error)
+    return None
+
+
+def listed(folder: Path) -> list[Checkpoint]:
+    """Every checkpoint that has its name, whole or not, oldest first."""
+    if not folder.is_dir():
+        return []
+    named = [(path, path.name.removeprefix("step-")) for path in folder.iterdir() if path.name.startswith("step-")]
+    return sorted((Checkpoint(path, int(n)) for path, n in named if n.isdecimal()), key=lambda c: c.step)
+
+
+def check(path: Path) -> dict[str, Any]:
+    """The trainer state of a checkpoint whose files match its manifest.
+
+    Raises:
+        CheckpointDamaged: a file is missing, short or changed.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        expected = manifest["files"]
+        for name in (ARRAYS, STATE):
+            if _describe(path / name) != expected[name]:
+                raise CheckpointDamaged(f"{name} differs from the manifest.", where=str(path))
+        state = json.loads((path / STATE).read_bytes())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointDamaged(f"{type(error).__name__}: {error}", where=str(path)) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointDamaged("its format is another one.", where=str(path))
+    return state
+
+
+def load_arrays(path: Path) -> dict[str, mx.array]:
+    """The arrays of a checkpoint that `check` found whole."""
+    arrays = mx.load(str(path / ARRAYS))
+    assert isinstance(arrays, dict)  # noqa: S101  # what mx.load gives for safetensors
+    mx.eval(arrays)  # read now: the file may be gone when a lazy array is needed
+    return arrays
+
+
+def prune(folder: Path, best_step: int | None) -> None:
+    """Remove all but the newest three checkpoints and the best."""
+    for old in listed(folder)[:-KEEP]:
+        if old.step != best_step:
+            # Renamed first, so that a crash midway leaves no part of it under its name.
+            doomed = old.path.with_name(f"{durable.TEMPORARY}{old.path.name}")
+            shutil.rmtree(doomed, ignore_errors=True)
+            old.path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

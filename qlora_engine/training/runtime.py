@@ -1,0 +1,72 @@
+"""What a run found when it first started, written down before its first step and compared when it resumes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from qlora_engine import __version__, blas
+from qlora_engine.job import durable
+from qlora_engine.job.events import EventLog
+from qlora_engine.job.folder import RunFolder
+from qlora_engine.training.model import on_cpu
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Everything outside job and data that decides how results are rounded.
+
+    Attributes:
+        backend: metal, cuda or cpu.
+        device: its name.
+        versions: of Python, mlx, mlx_lm and qlorad.
+        blas: library, threads and kernels on the CPU backend; None elsewhere.
+        compiled: whether MLX compiles the training step.
+    """
+
+    backend: str
+    device: str
+    versions: dict[str, str]
+    blas: dict[str, Any] | None
+    compiled: bool
+
+    @classmethod
+    def found(cls) -> Runtime:
+        """This process's."""
+        cpu = on_cpu()
+        backend = "cpu" if cpu else ("metal" if mx.metal.is_available() else "cuda")
+        return cls(
+            backend=backend,
+            device=platform.processor() or platform.machine() if cpu else str(mx.device_info()["device_name"]),
+            versions={
+                "python": platform.python_version(),
+                "mlx": importlib.metadata.version("mlx"),
+                "mlx_lm": importlib.metadata.version("mlx-lm"),
+                "qlorad": __version__,
+            },
+            blas=blas.as_json(blas.loaded()) if cpu else None,
+            # On the CPU compiling calls the system's C++ compiler for every shape and gains little.
+            compiled=not cpu,
+        )
+
+
+def settle(run: RunFolder, log: EventLog) -> Runtime:
+    """The runtime of a run: recorded at its first start, compared at every later one.
+
+    What differs is said by an `environment.changed` event; what can be chosen is taken as recorded.
+    """
+    now = Runtime.found()
+    try:
+        then = json.loads(run.runtime.read_bytes())
+    except FileNotFoundError:
+        durable.write_json(run.runtime, {"format": 1, **asdict(now)})
+        return now
+    for name, value in asdict(now).items():
+        if name != "compiled" and then.get(name) != value:
+            log.emit("environment.changed", name=name, then=then.get(name), now=value)
+    return Runtime(**{**asdict(now), "compiled": then["compiled"]})

@@ -1,0 +1,14 @@
+"""The real daemon, whose worker's training process is the stand-in."""
+
+import sys
+
+from qlora_daemon.service import serve
+from qlora_engine.job.errors import QloradError
+from qlora_worker.settings import Settings
+
+if __name__ == "__main__":
+    try:
+        serve(Settings.read(), worker_command=(sys.executable, "-P", "-m", "support.stand_in_worker"))
+    except QloradError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)

@@ -1,0 +1,167 @@
+"""The client for Python, without a daemon: what it reads, and what it says where it needs one."""
+
+from __future__ import annotations
+
+import os
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from qlora_client.api import Client, JobHasEnded, NoJobFile, WaitEnded
+from qlora_client.records import RecordUnreadable, list_records
+from qlora_engine.job.errors import DaemonUnavailable, JobRejected, NoSuchJob
+from qlora_engine.job.record import JobRecord
+from qlora_engine.job.states import State
+
+JOBS = ["20261122-143501-sql-assistant", "20261122-143502-poems", "20261123-080000-sql-assistant"]
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
+    for name in list(os.environ):
+        if name.startswith("QLORAD_"):
+            monkeypatch.delenv(name)
+    return Client(home=tmp_path / "home")
+
+
+def make_job(client: Client, job_id: str, *states: State) -> JobRecord:
+    run = client.home.run(job_id)
+    run.path.mkdir(parents=True)
+    record = JobRecord.new(job_id, job_id.split("-", 2)[2])
+    for state in states:
+        record = record.moved(state)
+    record.store(run.state)
+    return record
+
+
+def test_a_home_without_jobs_has_none(client: Client) -> None:
+    """A client may be used before the daemon has ever run."""
+    assert client.jobs() == []
+
+
+def test_jobs_come_newest_first(client: Client) -> None:
+    """Who lists jobs looks for the latest."""
+    for job_id in JOBS:
+        make_job(client, job_id)
+    assert [job.id for job in client.jobs()] == sorted(JOBS, reverse=True)
+    assert [job.id for job in client.jobs(limit=1)] == [JOBS[2]]
+
+
+def test_what_is_no_run_folder_is_left_alone(client: Client) -> None:
+    """The daemon makes run folders under temporary names; a file may lie there too."""
+    make_job(client, JOBS[0])
+    (client.home.runs / ".making-20261122-143501-x").mkdir()
+    (client.home.runs / "notes.txt").touch()
+    assert len(client.jobs()) == 1
+
+
+def test_a_job_that_vanishes_is_left_out_and_a_damaged_one_is_named(client: Client) -> None:
+    """One bad run folder must not hide all other jobs, nor be hidden itself."""
+    for job_id in JOBS:
+        make_job(client, job_id)
+    client.home.run(JOBS[0]).state.write_text("{torn")
+    (client.home.runs / "20261124-000000-gone").symlink_to(client.home.runs / "nowhere")
+    listing = list_records(client.home)
+    assert [job.id for job in listing.jobs] == [JOBS[2], JOBS[1]]
+    assert listing.unreadable == [JOBS[0]]
+    with pytest.raises(RecordUnreadable, match=JOBS[0]):
+        client.job(JOBS[0])
+
+
+@pytest.mark.parametrize("part", ["poems", "143502", JOBS[1], "POEMS", " poems\n"])
+def test_any_unambiguous_part_of_an_id_will_do(client: Client, part: str) -> None:
+    """Nobody types an id of thirty characters."""
+    for job_id in JOBS:
+        make_job(client, job_id)
+    assert client.job(part).id == JOBS[1]
+
+
+def test_a_whole_id_is_never_ambiguous(client: Client) -> None:
+    """An id may be the beginning of another, which gets a suffix when both are made in one second."""
+    make_job(client, "20261122-143501-a")
+    make_job(client, "20261122-143501-a-3fc2e1")
+    assert client.job("20261122-143501-a").id == "20261122-143501-a"
+
+
+@pytest.mark.parametrize("part", ["sql", "2026112"])
+def test_an_ambiguous_part_names_the_candidates(client: Client, part: str) -> None:
+    """The wrong job must never be cancelled by a guess."""
+    for job_id in JOBS:
+        make_job(client, job_id)
+    with pytest.raises(NoSuchJob, match=r"(?s)sql-assistant.*Write more") as raised:
+        client.job(part)
+    assert JOBS[0] in raised.value.what
+    assert JOBS[2] in raised.value.what
+
+
+@pytest.mark.parametrize("part", ["", "..", "/etc", "nothing", "*"])
+def test_an_unknown_id_says_what_there_is(client: Client, part: str) -> None:
+    """An empty or hostile id must not match a job or leave the runs folder."""
+    make_job(client, JOBS[1])
+    with pytest.raises(NoSuchJob) as raised:
+        client.job(part)
+    assert JOBS[1] in str(raised.value.remedy)
+
+
+def test_events_of_an_unknown_job_fail_at_once(client: Client) -> None:
+    """Not at the first event, which a caller may ask for much later."""
+    with pytest.raises(NoSuchJob):
+        client.events("nothing")
+
+
+def test_waiting_ends_with_the_job(client: Client) -> None:
+    """A script that waits goes on when the job is final, with its record."""
+    record = make_job(client, JOBS[0])
+    path = client.home.run(JOBS[0]).state
+    threading.Timer(0.3, record.moved(State.CANCELLED).store, [path]).start()
+    assert client.wait("sql", timeout=10).state is State.CANCELLED
+
+
+def test_waiting_for_a_limited_time_says_that_the_job_goes_on(client: Client) -> None:
+    """A time limit is not the end of the job."""
+    make_job(client, JOBS[0])
+    with pytest.raises(WaitEnded, match="accepted"):
+        client.wait("sql", timeout=timedelta(milliseconds=10).total_seconds())
+
+
+def test_submitting_without_a_daemon_says_how_to_start_one(client: Client, tmp_path: Path) -> None:
+    """The first thing that a new user meets; it must come at once and help."""
+    job = tmp_path / "job.yaml"
+    job.write_text("model: smollm2\ndata: data\n")
+    with pytest.raises(DaemonUnavailable, match="qlorad"):
+        client.submit(job)
+
+
+def test_a_file_that_is_no_job_file_is_refused_before_anybody_is_asked(client: Client, tmp_path: Path) -> None:
+    """A binary of gigabytes must not travel to the daemon; what is wrong names the line."""
+    job = tmp_path / "job.yaml"
+    job.write_text("model: smollm2\nmodel: other\n")
+    with pytest.raises(JobRejected, match="line 2"):
+        client.submit(job)
+    job.write_bytes(bytes(range(256)) * 10_000)
+    with pytest.raises(JobRejected, match="bytes"):
+        client.submit(job)
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "folder", "dangling.yaml"])
+def test_a_missing_job_file_is_said_to_be_missing(client: Client, tmp_path: Path, name: str) -> None:
+    """A wrong path is the most frequent mistake; it must not read like a broken file."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling.yaml").symlink_to("nowhere")
+    with pytest.raises(NoJobFile) as raised:
+        client.submit(tmp_path / name)
+    assert str(tmp_path / name) in str(raised.value.where)
+
+
+def test_cancelling_is_idempotent_and_refuses_what_has_ended(client: Client) -> None:
+    """Cancelled twice is cancelled; a finished job cannot be, and neither needs the daemon."""
+    make_job(client, JOBS[0], State.CANCELLED)
+    make_job(client, JOBS[1], State.FAILED)
+    make_job(client, "20261124-000000-waits")
+    assert client.cancel(JOBS[0]).state is State.CANCELLED
+    with pytest.raises(JobHasEnded, match="failed"):
+        client.cancel("poems")
+    with pytest.raises(DaemonUnavailable):
+        client.cancel("waits")

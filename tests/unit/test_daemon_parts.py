@@ -1,0 +1,103 @@
+"""Small parts of the daemon: its log, its ladder, its pauses, and how it follows a run."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from qlora_daemon.log import RotatingLog, console
+from qlora_daemon.shutdown import Step, worker_ladder
+from qlora_daemon.supervisor import LONGEST_DELAY, restart_delay
+from qlora_daemon.valkey import says_damaged
+from qlora_daemon.watch import Progress, RunWatch
+from qlora_engine.job.events import EventLog
+from qlora_engine.job.exits import ExitRecord
+from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.record import utc_now
+
+
+def test_the_service_log_is_rotated_and_loses_no_line(tmp_path: Path) -> None:
+    """A daemon that runs for months must not fill the disk, and launchd does not rotate."""
+    sink = RotatingLog(tmp_path / "log", max_bytes=1000, keep=3)
+    for number in range(120):
+        sink({"event": "daemon.stopping", "number": number})
+    files = [tmp_path / "log.3", tmp_path / "log.2", tmp_path / "log.1", tmp_path / "log"]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert all(path.stat().st_size <= 1000 for path in files)
+    numbers = [json.loads(line)["number"] for path in files for line in path.read_text().splitlines()]
+    assert numbers == list(range(120 - len(numbers), 120))
+
+
+def test_a_line_on_the_terminal_cannot_steer_it() -> None:
+    """A file may be called anything, escape sequences included."""
+    output = io.StringIO()
+    EventLog([console(output)]).emit("file.taken", path="/jobs/\x1b[2J\x07evil.yaml")
+    EventLog([console(output)]).emit("child.output", child="valkey", line="debug")
+    assert "evil.yaml" in output.getvalue()
+    assert "\x1b" not in output.getvalue()
+    assert "debug" not in output.getvalue()
+
+
+@pytest.mark.parametrize("stop_seconds", [0.1, 1.0, 60.0, 75.0])
+def test_the_whole_stop_fits_into_launchds_time(stop_seconds: float) -> None:
+    """After its time limit launchd kills the daemon alone and leaves the rest as orphans."""
+    ladder = worker_ladder(stop_seconds, active=True)
+    settling_and_valkey = 4 + 5 + 5 + 6
+    assert sum(wait for wait, _ in ladder.rungs) + settling_and_valkey < 110
+    assert [step for _, step in ladder.rungs] == [Step.ASK, Step.ASK, Step.ASK, Step.KILL]
+
+
+def test_the_ladder_is_climbed_in_time_and_no_further_than_its_end() -> None:
+    """Each rung waits for the one before."""
+    ladder = worker_ladder(60.0, active=True)
+    assert ladder.due(0, 0.0) is Step.ASK
+    assert ladder.due(1, 59.9) is None
+    assert ladder.due(1, 60.0) is Step.ASK
+    assert ladder.due(3, float("inf")) is Step.KILL
+    assert ladder.due(4, float("inf")) is None
+
+
+def test_restarts_come_soon_at_first_and_never_stop() -> None:
+    """One crash costs a quarter of a second; a broken installation does not burn a core."""
+    delays = [restart_delay(number) for number in range(100)]
+    assert delays[0] <= 0.25
+    assert delays == sorted(delays)
+    assert delays[-1] == LONGEST_DELAY
+
+
+def test_only_a_damaged_file_counts_as_one() -> None:
+    """Moving a good file aside would forget requests that nobody has answered."""
+    assert says_damaged(["1:M # Bad file format reading the append only file appendonly.aof.1.incr.aof: make a backup"])
+    assert not says_damaged(["1:M * Ready to accept connections unix", "1:M * Calling fsync() on the AOF file."])
+
+
+def test_a_run_is_followed_line_by_line(tmp_path: Path) -> None:
+    """A line that is still being written is read when it is whole, and never twice."""
+    run = RunFolder(tmp_path)
+    watch = RunWatch(run, 2, from_start=True)
+    assert watch.new_events() == []
+    assert watch.progress() is None
+    with run.events.open("a") as file:
+        file.write('{"event": "training.stopped", "attempt": 1}\n{"event": "checkpoint.saved", "attempt": 2, "st')
+        file.flush()
+        assert watch.new_events() == []
+        file.write('ep": 7}\n{"event": "job.state", "attempt": 2}\nnot json\n')
+    assert [event["step"] for event in watch.new_events()] == [7]
+    assert watch.new_events() == []
+    run.metrics.write_text('{"event": "training.step", "attempt": 2, "step": 3, "steps": 9}\n{"event": "tr')
+    assert watch.progress() == Progress(3, 9)
+    assert watch.progress() is None
+
+
+def test_an_exit_is_a_code_or_a_signal(tmp_path: Path) -> None:
+    """The decision about the job rests on this file."""
+    now = utc_now()
+    for returncode, code, name in ((0, 0, None), (75, 75, None), (-9, None, "SIGKILL"), (-63, None, "signal 63")):
+        ExitRecord.of(returncode, attempt=1, started=now, ended=now).store(tmp_path / "exit-1.json")
+        found = ExitRecord.load(tmp_path / "exit-1.json")
+        assert found is not None
+        assert (found.code, found.signal) == (code, name)
+    assert ExitRecord.load(tmp_path / "exit-2.json") is None

@@ -1,0 +1,220 @@
+"""Following files while other processes write, cut and rotate them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qlora_client.follow import FINAL_EVENT_SECONDS, JobTail, LastLine, Tail, follow_job, read_events
+from qlora_engine.job.errors import NoSuchJob
+from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.record import JobRecord
+from qlora_engine.job.states import State
+
+JOB = "20261122-143501-sql"
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+def line(event: str, **fields: object) -> str:
+    return json.dumps({"event": event, **fields}) + "\n"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / JOB)
+    folder.path.mkdir()
+    JobRecord.new(JOB, "sql").store(folder.state)
+    return folder
+
+
+def store(run: RunFolder, *states: State) -> None:
+    record = JobRecord.load(run.state)
+    for state in states:
+        record = record.moved(state)
+    record.store(run.state)
+
+
+def test_a_line_counts_when_its_newline_is_there(tmp_path: Path) -> None:
+    """A reader that takes half a line loses the event: it parses neither half."""
+    path = tmp_path / "log"
+    with Tail(path) as tail:
+        append(path, "one\ntw")
+        assert list(tail.lines()) == [b"one"]
+        append(path, "o\n")
+        assert list(tail.lines()) == [b"two"]
+        assert list(tail.lines()) == []
+
+
+def test_a_file_may_appear_later(tmp_path: Path) -> None:
+    """`qlora logs -f` on a job that has not started must show it when it does."""
+    with Tail(tmp_path / "log") as tail:
+        assert list(tail.lines()) == []
+        append(tmp_path / "log", "one\n")
+        assert list(tail.lines()) == [b"one"]
+
+
+def test_at_end_passes_over_what_was_there(tmp_path: Path) -> None:
+    """The demo looks for its own job in the log, not for an older one."""
+    append(tmp_path / "log", "old\n")
+    with Tail(tmp_path / "log", at_end=True) as tail:
+        append(tmp_path / "log", "new\n")
+        assert list(tail.lines()) == [b"new"]
+
+
+def test_at_end_of_a_missing_file_reads_it_from_its_start(tmp_path: Path) -> None:
+    """In a new home the log is made after the demo began to look."""
+    with Tail(tmp_path / "log", at_end=True) as tail:
+        append(tmp_path / "log", "new\n")
+        assert list(tail.lines()) == [b"new"]
+
+
+def test_a_rotated_file_is_read_to_its_end_first(tmp_path: Path) -> None:
+    """What was written between the last look and the rotation must not be lost."""
+    path = tmp_path / "log"
+    append(path, "one\n")
+    with Tail(path) as tail:
+        assert list(tail.lines()) == [b"one"]
+        append(path, "two\n")
+        path.rename(tmp_path / "log.1")
+        append(path, "three\n")
+        assert list(tail.lines()) == [b"two", b"three"]
+
+
+def test_a_cut_file_is_read_from_its_start(tmp_path: Path) -> None:
+    """A log that somebody empties is followed all the same."""
+    path = tmp_path / "log"
+    append(path, "a long first line\n")
+    with Tail(path) as tail:
+        list(tail.lines())
+        path.write_text("new\n")
+        assert list(tail.lines()) == [b"new"]
+
+
+def test_a_deleted_file_is_followed_when_it_comes_back(tmp_path: Path) -> None:
+    """A home that is cleared while its log is followed must not end the follower."""
+    path = tmp_path / "log"
+    append(path, "one\n")
+    with Tail(path) as tail:
+        list(tail.lines())
+        path.unlink()
+        assert list(tail.lines()) == []
+        append(path, "two\n")
+        assert list(tail.lines()) == [b"two"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+path = Path(sys.argv[1])
+count = 0
+for order in sys.stdin:
+    if order == "rotate\\n":
+        path.rename(path.with_suffix(f".{count}"))
+    with path.open("ab", buffering=0) as file:
+        for _ in range(500):
+            file.write(b"line %d " % count)
+            file.write(b"of many\\n")
+            count += 1
+    print(count, flush=True)
+"""
+
+
+def test_every_line_of_a_rotating_writer_arrives_once_and_in_order(tmp_path: Path) -> None:
+    """Events that come twice, or not at all, would make the live view and the demo wrong."""
+    path = tmp_path / "log"
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as writer,
+        Tail(path) as tail,
+    ):
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        found: list[bytes] = []
+        for turn in range(20):
+            writer.stdin.write("rotate\n" if turn % 3 == 2 else "write\n")
+            writer.stdin.flush()
+            while len(found) < 500 * (turn + 1):
+                found += tail.lines()  # while the writer is at it
+            writer.stdout.readline()
+        writer.stdin.close()
+        assert writer.wait(10) == 0
+        found += tail.lines()
+    assert found == [b"line %d of many" % number for number in range(500 * 20)]
+
+
+def test_the_last_line_is_given_once_and_only_when_it_is_whole(tmp_path: Path) -> None:
+    """The live view must not read a metrics file of megabytes at every look, nor show a torn number."""
+    path = tmp_path / "metrics"
+    newest = LastLine(path)
+    assert newest.event() is None
+    append(path, "".join(line("training.step", step=step) for step in range(5000)))
+    assert newest.event() == {"event": "training.step", "step": 4999}
+    assert newest.event() is None
+    append(path, '{"event": "training.st')
+    assert newest.event() == {"event": "training.step", "step": 4999}
+
+
+def test_events_and_newest_step_are_merged(run: RunFolder) -> None:
+    """Live progress needs the events and, between two reports, the newest micro-batch."""
+    tail = JobTail(run)
+    append(run.events, line("phase.started", phase="train") + "{torn by a crash\n")
+    append(run.metrics, line("training.step", step=1) + line("training.step", step=2))
+    assert tail.read() == [
+        {"event": "phase.started", "phase": "train"},
+        {"event": "training.step", "step": 2},
+    ]
+    assert tail.read() == []
+    assert not tail.ended
+    tail.close()
+
+
+def test_following_ends_with_the_final_event(run: RunFolder) -> None:
+    """`qlora logs -f` and the script must end by themselves, having shown the last event."""
+    append(run.events, line("job.state", **{"from": "accepted", "to": "cancelled", "reason": ""}))
+    store(run, State.CANCELLED)
+    assert [event["event"] for event in follow_job(run)] == ["job.state"]
+
+
+def test_following_waits_for_the_final_event(run: RunFolder) -> None:
+    """The daemon stores the final state before it writes the event, which must still be shown."""
+    store(run, State.CANCELLED)
+    tail = JobTail(run)
+    assert tail.read() == []
+    assert not tail.ended
+    append(run.events, line("job.state", **{"from": "accepted", "to": "cancelled", "reason": ""}))
+    assert len(tail.read()) == 1
+    assert tail.ended
+
+
+def test_following_ends_when_the_final_event_was_lost(run: RunFolder) -> None:
+    """A daemon killed between storing and telling must not leave followers waiting for ever."""
+    store(run, State.CANCELLED)
+    assert list(follow_job(run)) == []
+    assert FINAL_EVENT_SECONDS < 5
+
+
+def test_a_run_that_vanishes_ends_the_following_with_an_error(run: RunFolder) -> None:
+    """A follower of a deleted run would otherwise wait for ever."""
+    tail = JobTail(run)
+    tail.read()
+    run.state.unlink()
+    run.path.rmdir()
+    with pytest.raises(NoSuchJob, match=JOB):
+        tail.read()
+    tail.close()
+
+
+def test_reading_what_is_there_does_not_wait(run: RunFolder) -> None:
+    """`qlora logs ID` prints and ends, also for a job without events."""
+    assert list(read_events(run.events)) == []
+    append(run.events, line("phase.started", phase="load"))
+    assert len(list(read_events(run.events))) == 1

@@ -1,0 +1,70 @@
+"""Settings are checked at the start, and say what is wrong without showing a password."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qlora_engine.job.errors import BadSetting
+from qlora_worker.connection import Keys, check_socket, connect, home_id
+from qlora_worker.settings import Settings, unknown_variables
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://:secret@192.168.1.5:6379/0", "redis://example.org", "http://localhost", "redis://h:port", "nonsense"],
+)
+def test_a_redis_in_the_clear_on_the_network_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Whoever reads along could start trainings, and would have the password."""
+    monkeypatch.setenv("QLORAD_REDIS_URL", url)
+    with pytest.raises(BadSetting) as caught:
+        Settings.read()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://localhost:6379/1", "redis://127.0.0.1", "redis://[::1]:6379", "rediss://:p@example.org", "unix:///s"],
+)
+def test_tls_and_this_machine_are_allowed(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """The ways in which nobody can listen."""
+    monkeypatch.setenv("QLORAD_REDIS_URL", url)
+    settings = Settings.read()
+    assert settings.redis_url is not None
+    assert url not in repr(settings)
+    connect(settings, timeout=1).close()
+
+
+def test_an_empty_url_means_the_embedded_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compose file that passes an unset variable on gives an empty one."""
+    monkeypatch.setenv("QLORAD_REDIS_URL", "")
+    assert Settings.read().redis_url is None
+
+
+def test_a_bad_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The person must find it among all the variables of a plist."""
+    monkeypatch.setenv("QLORAD_SETTLE_SECONDS", "soon")
+    with pytest.raises(BadSetting, match="QLORAD_SETTLE_SECONDS"):
+        Settings.read()
+
+
+def test_variables_that_are_no_settings_are_found_with_the_one_that_was_meant() -> None:
+    """pydantic-settings passes over them in silence."""
+    environment = {"QLORAD_HOM": "x", "QLORAD_HOME": "y", "QLORAD_XYZZY_PLUGH_FROTZ_OZMOO": "", "HOME": "/"}
+    assert unknown_variables(environment) == [("QLORAD_HOM", "QLORAD_HOME"), ("QLORAD_XYZZY_PLUGH_FROTZ_OZMOO", None)]
+
+
+def test_a_socket_path_that_does_not_fit_is_refused_with_a_remedy() -> None:
+    """The system's own error names neither the path nor the way out."""
+    assert check_socket(Path("/" + "a" * 102))
+    with pytest.raises(BadSetting, match="QLORAD_HOME"):
+        check_socket(Path("/" + "a" * 103))
+
+
+def test_two_homes_never_share_a_name_in_redis(tmp_path: Path) -> None:
+    """On one Redis they would answer each other's requests and train each other's jobs."""
+    ids = [home_id(Settings(home=tmp_path / name).folders) for name in ("a", "b", "a")]
+    assert ids[0] == ids[2] != ids[1]
+    for name in (Keys(ids[0]).queue, Keys(ids[0]).requests, Keys(ids[0]).answer("k")):
+        assert ids[0] in name

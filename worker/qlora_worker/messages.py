@@ -1,0 +1,75 @@
+"""What a client may ask of the daemon and what it is answered: JSON, validated on both sides."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from qlora_engine.job.errors import JobRejected, QloradError
+from qlora_engine.job.folder import JOB_ID
+
+Kind = Literal["submit", "cancel"]
+MAX_TEXT = 300_000  # characters; a job file has less, and the examiner says so exactly
+KEY = r"^[0-9a-f]{32}$"
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Request(_Message):
+    """One request. Its key makes it idempotent: asked twice, it is done once."""
+
+    key: str = Field(pattern=KEY)
+    kind: Kind
+    payload: dict[str, Any]
+
+
+class Submission(_Message):
+    """`submit`: the text of a job file, its name, and the folder that its relative paths start from."""
+
+    text: str = Field(max_length=MAX_TEXT)
+    name: str = Field(pattern=r"^[^/\x00-\x1f]{1,200}$")
+    base: str = Field(pattern=r"^/[^\x00]*$")
+
+
+class Cancellation(_Message):
+    """`cancel`: the full id of a job."""
+
+    job: str = Field(pattern=rf"^{JOB_ID.pattern}$")
+
+
+class Answer(_Message):
+    """What became of a request: done (with the job it concerns), or what is wrong."""
+
+    ok: bool
+    job: str | None = None
+    what: str | None = None
+    where: str | None = None
+    remedy: str | None = None
+    error: str | None = Field(default=None, description="the class of the error")
+
+    @classmethod
+    def done(cls, job: str, what: str) -> Self:
+        """The request was carried out."""
+        return cls(ok=True, job=job, what=what)
+
+    @classmethod
+    def refused(cls, error: QloradError) -> Self:
+        """The request was not carried out."""
+        return cls(
+            ok=False, what=error.what, where=error.where, remedy=error.remedy, error=type(error).__name__
+        )
+
+    def raise_if_refused(self) -> None:
+        """Raise the error that the daemon answered with, as the class that it named where that is known."""
+        if self.ok:
+            return
+        kinds = {kind.__name__: kind for kind in _errors(QloradError)}
+        kind = kinds.get(self.error or "", JobRejected)
+        raise kind(self.what or "The daemon refused.", where=self.where, remedy=self.remedy)
+
+
+def _errors(kind: type[QloradError]) -> list[type[QloradError]]:
+    return [kind, *(child for direct in kind.__subclasses__() for child in _errors(direct))]

@@ -1,0 +1,107 @@
+"""Settings of the daemon and the worker: `QLORAD_*` variables, read once at start and passed down."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+from collections.abc import Mapping
+from typing import Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from qlora_engine.job.errors import BadSetting
+from qlora_engine.settings import EngineSettings
+
+PREFIX = "QLORAD_"
+
+
+class Settings(EngineSettings):
+    """What the service can be told beside what the engine knows."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    redis_url: SecretStr | None = Field(
+        default=None, description="a Redis or Valkey to use instead of the embedded one"
+    )
+    settle_seconds: float = Field(
+        default=2.0, gt=0, le=600, description="how long a dropped file must be unchanged before it is taken"
+    )
+    stop_seconds: float = Field(
+        default=60.0, gt=0, le=75, description="time to reach a checkpoint when the service stops"
+    )
+    cancel_seconds: float = Field(
+        default=4.0, gt=0, le=60, description="time to reach a checkpoint when a job is cancelled"
+    )
+    log_bytes: int = Field(
+        default=10_000_000, ge=10_000, description="size at which the service log is rotated"
+    )
+    log_files: int = Field(default=5, ge=1, le=1000, description="rotated service logs that are kept")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _empty_means_unset(cls, value: SecretStr | None) -> SecretStr | None:
+        return value if value and value.get_secret_value().strip() else None
+
+    @classmethod
+    def read(cls) -> Self:
+        """The settings of this process.
+
+        Raises:
+            BadSetting: a value cannot be used, or Redis would be reached over a network in the clear.
+        """
+        settings = super().read()
+        if settings.redis_url is not None:
+            check_redis_url(settings.redis_url.get_secret_value())
+        return settings
+
+
+def check_redis_url(url: str) -> None:
+    """Refuse a Redis that would carry jobs and its password over a network unencrypted.
+
+    The message never shows the address, which may hold a password.
+
+    Raises:
+        BadSetting: the scheme is unknown, or plain TCP leads to another machine.
+    """
+    name = f"{PREFIX}REDIS_URL"
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        _ = parts.port
+    except ValueError:
+        raise BadSetting(
+            f"{name} is not an address.", where=name, remedy="Write it as rediss://user:password@host:6379/0."
+        ) from None
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise BadSetting(
+            f"{name} begins with `{parts.scheme}:`, which is not a Redis address.",
+            where=name,
+            remedy="Begin it with rediss:// (TLS), redis:// (this machine only) or unix://.",
+        )
+    if parts.scheme == "redis" and not _is_loopback(host):
+        raise BadSetting(
+            f"{name} leads to {host or 'another machine'} without encryption.",
+            where=name,
+            remedy="Use rediss:// (TLS), or a server on this machine.",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host in ("", "localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[tuple[str, str | None]]:
+    """Variables that look like settings but are none, each with the setting that was probably meant."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    return [
+        (name, next(iter(difflib.get_close_matches(name, known, n=1)), None))
+        for name in sorted(environment)
+        if name.upper().startswith(PREFIX) and name.upper() not in known
+    ]

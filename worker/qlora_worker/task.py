@@ -1,0 +1,117 @@
+"""What runs in the training process: `python -P -m qlora_worker.task ID ATTEMPT --parent-fd N`.
+
+Ends with 0 when the job is done, 75 when it stopped at a checkpoint (or may not train at all), and with the code
+of its error otherwise, after a `training.failed` event. What it prints goes to the run's output.log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import sys
+import traceback
+
+from qlora_engine.job import lock
+from qlora_engine.job.errors import AttemptOutdated, Exit, GpuBusy, QloradError
+from qlora_engine.job.events import EventLog, file_sink
+from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.record import JobRecord
+from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.job.states import State
+from qlora_engine.settings import EngineSettings
+from qlora_engine.training.stop import StopRequest
+
+LOCK_WAIT = 2.0  # seconds; whoever tests the lock holds it for an instant
+
+
+def main() -> int:
+    """Train one attempt of one job."""
+    arguments = _parse()
+    faulthandler.enable()
+    settings = EngineSettings.read()
+    run = settings.folders.run(arguments.job)
+    logs: list[EventLog] = []  # none until it is certain that this attempt may write
+
+    def announce(cause: str) -> None:
+        for log in logs:
+            log.emit("training.stopping", cause=cause)
+
+    stop = StopRequest(arguments.parent_fd, announce=announce)
+    stop.watch()
+    with stop.nothing_to_lose():
+        try:
+            held = _take_gpu(settings, run, arguments.attempt)
+        except (GpuBusy, AttemptOutdated) as refused:
+            print(refused, file=sys.stderr)  # noqa: T201  # output.log
+            return refused.exit_code
+        logs.append(EventLog([file_sink(run.events)], job=run.id, attempt=arguments.attempt))
+    with held:
+        return _train(run, logs[0], arguments.attempt, stop)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="qlora_worker.task", description=__doc__)
+    parser.add_argument("job")
+    parser.add_argument("attempt", type=int)
+    parser.add_argument("--parent-fd", type=int, default=None)
+    return parser.parse_args()
+
+
+def _take_gpu(settings: EngineSettings, run: RunFolder, attempt: int) -> lock.HeldLock:
+    """Take the GPU lock, then make sure that the daemon still wants this attempt.
+
+    In this order: while the lock is held no other attempt can train, so the answer stays true.
+    """
+    holder = {"pid": os.getpid(), "job": run.id, "attempt": attempt}
+    try:
+        held = lock.acquire(settings.gpu_lock_path, holder, wait=LOCK_WAIT)
+    except lock.LockHeld as error:
+        raise GpuBusy("Another process holds the GPU.", where=str(error)) from None
+    record = JobRecord.load(run.state)
+    if record.attempt != attempt or record.state not in (State.STARTING, State.RUNNING):
+        held.release()
+        raise AttemptOutdated(f"Attempt {attempt} is over: the job is {record.state}, attempt {record.attempt}.")
+    return held
+
+
+def _train(run: RunFolder, log: EventLog, attempt: int, stop: StopRequest) -> int:
+    metrics = EventLog([file_sink(run.metrics)], job=run.id, attempt=attempt)
+    try:
+        with stop.nothing_to_lose():
+            from qlora_engine.training.run import Outcome, train  # noqa: PLC0415  # seconds of imports
+
+            job = ResolvedJob.load(run.spec)
+        outcome = train(job, run, log=log, metrics=metrics, stop=stop)
+    except QloradError as error:
+        log.emit("training.failed", **_problem(error))
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001  # the last chance to say what happened
+        traceback.print_exc()
+        log.emit("training.failed", **_problem(_unexpected(error, run)))
+        return Exit.SOFTWARE
+    return Exit.OK if outcome is Outcome.DONE else Exit.TEMPFAIL
+
+
+def _problem(error: QloradError) -> dict[str, object]:
+    return {key: value for key, value in error.as_dict().items() if key != "exit_code"}
+
+
+def _unexpected(error: Exception, run: RunFolder) -> QloradError:
+    if isinstance(error, OSError):
+        return QloradError(
+            f"The system refused: {error}.",
+            where=str(error.filename or run.path),
+            remedy="Free space and retry.",
+        )
+    first_line = (str(error).splitlines() or [""])[0]
+    return QloradError(
+        f"{type(error).__name__}: {first_line}",
+        where=f"the traceback is in {run.output}",
+        remedy="Look there. If memory ran out: a smaller batch_size with more grad_accumulation_steps, "
+        "grad_checkpoint: true, or a smaller max_seq_length.",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""One training process as its worker holds it: started in a group of its own, waited for, asked to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import Self
+
+from qlora_engine.job.exits import ExitRecord
+from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.record import utc_now
+
+TASK_MODULE = "qlora_worker.task"
+
+
+class TrainingProcess:
+    """A spawned training process. It watches a pipe whose other end this object holds.
+
+    Args:
+        run: the run folder.
+        attempt: which attempt.
+        environment: what the process needs beside this process's own environment.
+        task_module: what it runs; tests put a stand-in here.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        attempt: int,
+        environment: Mapping[str, str],
+        *,
+        task_module: str = TASK_MODULE,
+    ) -> None:
+        self._run, self._attempt = run, attempt
+        self._temporary = run.path / ".tmp"
+        self._temporary.mkdir(mode=0o700, exist_ok=True)
+        reads, self._writes = os.pipe()
+        self._started: datetime = utc_now()
+        try:
+            with run.output.open("ab") as output:
+                self._process = subprocess.Popen(
+                    [
+                        sys.executable, "-P", "-m", task_module, run.id, str(attempt),
+                        "--parent-fd", str(reads),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env={**os.environ, **environment, "TMPDIR": str(self._temporary), "PYTHONSAFEPATH": "1"},
+                    pass_fds=[reads],
+                    process_group=0,
+                )  # fmt: skip
+        except BaseException:
+            os.close(self._writes)
+            raise
+        finally:
+            os.close(reads)
+
+    @property
+    def pid(self) -> int:
+        """Its process id, also that of its group."""
+        return self._process.pid
+
+    def has_ended(self) -> bool:
+        """Whether it has ended; never waits."""
+        return self._process.poll() is not None
+
+    def ask_to_stop(self) -> None:
+        """First time: stop at a checkpoint. Second time: stop at once."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it and whatever it started."""
+        if not self.has_ended():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def record_exit(self) -> ExitRecord:
+        """Write down how it ended. It must have.
+
+        Raises:
+            OSError: the run folder is gone or the disk is full.
+        """
+        code = self._process.wait()
+        if code != 0:
+            # A library that MLX's CPU compiler had half written would crash every later start.
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        record = ExitRecord.of(code, attempt=self._attempt, started=self._started, ended=utc_now())
+        record.store(self._run.exit(self._attempt))
+        return record
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._writes)

@@ -1,0 +1,200 @@
+"""The worker: takes a job id and an attempt from RQ, spawns the training process, records how it ended.
+
+RQ keeps the loop, the worker's registration and its heartbeats. Its own way of running a job is not used:
+no name that came from Redis is imported, no pickle is read, and its job states, registries, executions,
+callbacks, webhooks, results, commands and clean-up stay untouched.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import uuid
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rq import SpawnWorker
+from rq.exceptions import StopRequested
+from rq.serializers import JSONSerializer
+
+from qlora_engine.blas import training_environment
+from qlora_engine.job.errors import Exit, QloradError
+from qlora_engine.job.exits import ExitRecord
+from qlora_engine.job.record import utc_now
+from qlora_worker.connection import connect, keys_of
+from qlora_worker.queue import TROUBLE, forget, read_rq_arguments
+from qlora_worker.settings import Settings
+from qlora_worker.training import TASK_MODULE, TrainingProcess
+
+if TYPE_CHECKING:
+    from rq import Queue
+    from rq.job import Job
+
+TTL_SECONDS = 30  # of the worker's key; RQ adds 60
+HEARTBEAT_SECONDS = 5.0
+
+
+class TrainingWorker(SpawnWorker):
+    """Runs one training process at a time.
+
+    The first SIGTERM asks the training process to stop at a checkpoint, the second to stop at once, the third
+    kills it. The worker ends when the exit is on disk, and takes no further job. Redis may go away at any
+    time: the training process goes on, and so does the worker.
+
+    Args:
+        settings: where Redis and the home are.
+        task_module: the module that the training process runs; tests put a stand-in here.
+    """
+
+    max_connection_wait_time = 2.0
+
+    def __init__(self, settings: Settings, *, task_module: str = TASK_MODULE) -> None:
+        self._settings, self._keys, self._task_module = settings, keys_of(settings), task_module
+        self._stops = 0
+        self._idle = False
+        self._training: TrainingProcess | None = None
+        self._wakeup = _Wakeup()
+        super().__init__(
+            [self._keys.queue],
+            name=f"{self._keys.queue}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+            connection=connect(settings, timeout=TTL_SECONDS, retries=30),
+            worker_ttl=TTL_SECONDS,
+            serializer=JSONSerializer,
+            log_job_description=False,
+        )
+
+    # Running a job
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Train one attempt in a process of its own and record how it ended."""
+        try:
+            job_id, attempt = read_rq_arguments(job.args)
+        except Exception as error:  # noqa: BLE001  # whatever lies in Redis must not end the worker
+            self.log.warning("a job that is not ours was dropped: %s: %s", type(error).__name__, error)
+        else:
+            try:
+                self._train(job_id, attempt)
+            except (OSError, QloradError) as error:
+                # Without an exit on disk the daemon finds the attempt lost and queues the job again.
+                self.log.warning("attempt %d of %s: %s: %s", attempt, job_id, type(error).__name__, error)
+        self._forget(job.id)
+
+    def _train(self, job_id: str, attempt: int) -> None:
+        run = self._settings.folders.run(job_id)
+        if self._is_stopping():  # asked between RQ's pop and here: nothing was trained, and nothing will be
+            now = utc_now()
+            ExitRecord.of(Exit.TEMPFAIL, attempt=attempt, started=now, ended=now).store(run.exit(attempt))
+            return
+        environment = training_environment(self._settings.cpu_blas, run)
+        with TrainingProcess(run, attempt, environment, task_module=self._task_module) as training:
+            self._training = training
+            try:
+                if self._is_stopping():  # asked while the process was being spawned
+                    training.ask_to_stop()
+                self.log.info("attempt %d of %s runs as process %d", attempt, job_id, training.pid)
+                while not training.has_ended():
+                    self._wakeup.wait(HEARTBEAT_SECONDS)
+                    self.heartbeat()
+            finally:
+                self._training = None
+            exit_record = training.record_exit()
+        self.log.info("attempt %d of %s: %s", attempt, job_id, exit_record.signal or exit_record.code)
+
+    def _is_stopping(self) -> bool:
+        return self._stops > 0  # a signal handler counts them
+
+    def _forget(self, name: str) -> None:
+        try:
+            with connect(self._settings, timeout=2.0) as connection:
+                forget(connection, self._keys, name)
+        except TROUBLE as error:
+            self.log.warning("%s stays in Redis until it expires: %s", name, error)
+
+    # Stopping
+
+    def _install_signal_handlers(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.request_stop)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)  # so that it wakes the wait
+        signal.set_wakeup_fd(self._wakeup.descriptor, warn_on_full_buffer=False)
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """Climb one step of the ladder; an idle worker ends."""
+        self._stops += 1
+        self._stop_requested = True
+        if self._training is not None:
+            if self._stops > 2:
+                self._training.kill()
+            else:
+                self._training.ask_to_stop()
+        elif self._idle:
+            self._idle = False
+            raise StopRequested
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[Job, Queue] | None:
+        """RQ's wait for a job, which a stop request interrupts."""
+        self._idle = True
+        try:
+            if self._stop_requested:
+                raise StopRequested
+            return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+        finally:
+            self._idle = False
+
+    def teardown(self) -> None:
+        """Take the worker's own keys out of Redis, without insisting."""
+        workers = f"rq:workers:{self._keys.queue}"
+        try:
+            with connect(self._settings, timeout=2.0) as connection, connection.pipeline() as pipeline:
+                pipeline.srem(self.redis_workers_keys, self.key)
+                pipeline.srem(workers, self.key)
+                pipeline.delete(self.key, self.executions_key)
+                pipeline.execute()
+        except TROUBLE as error:
+            self.log.warning("the worker's keys stay in Redis until they expire: %s", error)
+
+    # What RQ does beside, made harmless
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """Say that the worker lives. Redis being away is no reason to die or to leave a training process."""
+        try:
+            with connect(self._settings, timeout=1.0) as connection, connection.pipeline() as own:
+                super().heartbeat(timeout, own)
+                own.execute()
+        except TROUBLE as error:
+            self.log.debug("no heartbeat: %s", error)
+
+    def run_maintenance_tasks(self) -> None:
+        """Nothing: RQ's clean-up fails or repeats jobs whose state only the daemon knows."""
+
+    def check_for_suspension(self, burst: bool) -> None:
+        """Nothing: whether jobs run is for the daemon to decide."""
+
+    def subscribe(self) -> None:
+        """Nothing: nobody commands a worker through Redis."""
+
+    def unsubscribe(self) -> None:
+        """Nothing, likewise."""
+
+
+class _Wakeup:
+    """Lets a wait end at once when a signal arrives (SIGCHLD is one), without a race."""
+
+    def __init__(self) -> None:
+        self._reads, self._writes = socket.socketpair()
+        for end in (self._reads, self._writes):
+            end.setblocking(False)
+
+    @property
+    def descriptor(self) -> int:
+        """For `signal.set_wakeup_fd`."""
+        return self._writes.fileno()
+
+    def wait(self, seconds: float) -> None:
+        ready, _, _ = select.select([self._reads], [], [], seconds)
+        if ready:
+            self._reads.recv(4096)
