@@ -14,8 +14,8 @@ import time
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
+from mlx import nn
 from mlx_lm.models import llama
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import maybe_set_recommended_wired_limit

@@ -3,8 +3,8 @@
 import sys
 
 from qlora_client.api import Client
-from qlora_client.lines import describe
 from qlora_engine.job.errors import QloradError
+from qlora_engine.job.wording import describe
 
 
 def main(path: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ import typer
 
 from qlora_engine import blas
 from qlora_engine.job import lock
-from qlora_engine.job.errors import Exit, GpuBusy, JobRejected, QloradError
+from qlora_engine.job.errors import Exit, GpuBusy, JobRejected, QloradError, SystemRefused
 from qlora_engine.job.events import Event, EventLog, Sink, file_sink, to_line
 from qlora_engine.job.examine import examine
 from qlora_engine.job.folder import RunFolder, new_job_id
@@ -39,9 +40,10 @@ def train(
         folder = _run_folder(run, job)
         _with_blas(settings, folder, run)
         code = _train(job, folder, settings, as_json)
-    except QloradError as error:
+    except (QloradError, OSError) as caught:
+        error = caught if isinstance(caught, QloradError) else _refused_by_system(caught)
         if as_json:
-            print(json.dumps(error.as_dict()))  # noqa: T201
+            _print_line(json.dumps(error.as_dict()))
         print(error, file=sys.stderr)  # noqa: T201
         raise typer.Exit(error.exit_code) from None
     raise typer.Exit(code)
@@ -86,36 +88,75 @@ def _train(job: ResolvedJob, folder: RunFolder, settings: EngineSettings, as_jso
             remedy="Wait for it, stop it, or submit this job to the daemon: qlora submit",
         ) from None
     with held:
-        from qlora_engine.training.run import Outcome, train  # noqa: PLC0415  # seconds of imports
-        from qlora_engine.training.stop import StopRequest  # noqa: PLC0415
+        from qlora_engine.training.stop import StopRequest  # noqa: PLC0415  # after BLAS is settled
 
-        shown, close = _output(as_json)
+        shown, close = _output(as_json, unread=lambda: stop.request("nobody reads the output"))
         log = EventLog([file_sink(folder.events), shown], job=folder.id)
         metrics = EventLog([file_sink(folder.metrics), shown], job=folder.id)
         stop = StopRequest(announce=lambda cause: log.emit("training.stopping", cause=cause), farewell=close)
         stop.watch()
         try:
+            with stop.nothing_to_lose():
+                from qlora_engine.training.run import Outcome, train  # noqa: PLC0415  # seconds of imports
             outcome = train(job, folder, log=log, metrics=metrics, stop=stop)
-        except QloradError as error:
-            problem = {key: value for key, value in error.as_dict().items() if key != "exit_code"}
+        except Exception as caught:  # noqa: BLE001  # the last chance to say what happened
+            failure = caught if isinstance(caught, QloradError) else _explained(caught, folder)
+            problem = {key: value for key, value in failure.as_dict().items() if key != "exit_code"}
             log.emit("training.failed", **problem)
-            raise
+            raise failure from None
         finally:
             close()
     return Exit.OK if outcome is Outcome.DONE else Exit.TEMPFAIL
 
 
-def _output(as_json: bool) -> tuple[Sink, Callable[[], None]]:
+def _explained(error: Exception, folder: RunFolder) -> QloradError:
+    """What nobody foresaw, as an error that a person can do something about; its traceback goes to a file."""
+    if isinstance(error, OSError):
+        return _refused_by_system(error)
+    with folder.output.open("a") as file:
+        traceback.print_exception(error, file=file)
+    first_line = (str(error).splitlines() or [""])[0]
+    return QloradError(
+        f"{type(error).__name__}: {first_line}",
+        where=f"the traceback is in {folder.output}",
+        remedy="Look there. If memory ran out: a smaller batch_size with more grad_accumulation_steps, "
+        "grad_checkpoint: true, or a smaller max_seq_length.",
+    )
+
+
+def _refused_by_system(error: OSError) -> SystemRefused:
+    return SystemRefused(
+        f"The system refused: {error.strerror or error}.",
+        where=str(error.filename) if error.filename else None,
+        remedy="Check that the path can be written and that the disk has space, then run the same command again.",
+    )
+
+
+def _output(as_json: bool, *, unread: Callable[[], None]) -> tuple[Sink, Callable[[], None]]:
+    """Where events are shown, and what gives the terminal back; `unread` is called when nobody reads any more."""
     if as_json:
 
-        def print_line(event: Event) -> None:
-            print(to_line(event), flush=True)  # noqa: T201
+        def print_event(event: Event) -> None:
+            if not _print_line(to_line(event)):
+                unread()
 
-        return print_line, lambda: None
+        return print_event, lambda: None
     from qlora_engine.display import Display  # noqa: PLC0415
 
     display = Display()
     return display, display.close
+
+
+def _print_line(line: str) -> bool:
+    """Print a line in one write, since two threads print; False when its reader has just gone away."""
+    try:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is written from here on, and what Python flushes at its end, goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def find_library(choice: str) -> Path | None:
             )
         if not _can_be_preloaded(path):
             raise BadSetting(
-                f"QLORAD_CPU_BLAS names {path}, which cannot be preloaded: LD_PRELOAD ends a path at spaces and colons.",
+                f"QLORAD_CPU_BLAS names {path}, which LD_PRELOAD cannot hold: it ends a path at spaces and colons.",
                 where="QLORAD_CPU_BLAS",
                 remedy="Copy or link the library to a path without them.",
             )

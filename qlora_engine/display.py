@@ -6,6 +6,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qlora_engine.job.events import Event
+from qlora_engine.job.wording import describe
+
+QUIET = frozenset({"phase.started", "phase.ended"})  # the bar names the phase
 
 
 class Display:
@@ -37,8 +40,8 @@ class Display:
             return
         if event["event"] == "phase.started":
             self._bar.update(self._task, description=event["phase"])
-        if line := describe(event):
-            self.console.print(line, markup=False, soft_wrap=True)
+        if event["event"] not in QUIET:
+            self.console.print(describe(event), markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Give the terminal back."""
@@ -53,65 +56,3 @@ class Display:
             speed=f"{event['tokens_per_second']:.0f}",
             memory=f"{event['memory_gb']:.1f}",
         )
-
-
-def describe(event: Event) -> str | None:  # noqa: PLR0911  # a table of one line each
-    """One line for a person, or None for an event that needs none."""
-    match event["event"]:
-        case "training.started":
-            blas = f", {event['blas']} on {event['threads']} threads" if event["blas"] else ""
-            return f"Training on {event['backend']} ({event['device']}{blas})"
-        case "model.loaded":
-            return (
-                f"Model {event['model']}: {event['parameters'] / 1e6:,.0f}M parameters, "
-                f"{event['trainable'] / 1e6:,.2f}M trained, {_weights(event)}, {event['memory_gb']:.2f} GB"
-            )
-        case "data.loaded":
-            return _data(event)
-        case "training.resumed":
-            return f"Resumed at step {event['step']} from {event['path']}"
-        case "validation":
-            return (
-                f"step {event['step']}: {event['split']} loss {_number(event['loss'])}, "
-                f"perplexity {_number(event['perplexity'])} over {event['tokens']:,} tokens"
-            )
-        case "training.report":
-            return (
-                f"step {event['step']}/{event['steps']}: loss {_number(event['loss'])}, "
-                f"rate {event['learning_rate'] or 0:.2e}, "
-                f"{event['tokens_per_second']:.0f} tokens/s, {event['memory_gb']:.2f} GB"
-            )
-        case "checkpoint.saved":
-            return f"step {event['step']}: checkpoint {event['path']}"
-        case "training.stopping":
-            return f"Stopping at a checkpoint ({event['cause']}); once more ends at once"
-        case "training.stopped":
-            return f"Stopped at step {event['step']}; the same command goes on from there"
-        case "training.done":
-            return f"Done: {event['step']} steps in {event['seconds']:.0f} s, adapters in {event['adapters']}"
-        case "checkpoint.damaged" | "environment.changed" | "guard.dropped":
-            return "Note: " + ", ".join(f"{k} {v}" for k, v in event.items() if k not in ("ts", "level"))
-    return None
-
-
-def _weights(event: Event) -> str:
-    if event["bits"] is None:
-        return "not quantized"
-    made = "quantized on load" if event["quantized_on_load"] else "quantized"
-    return f"{event['bits']}-bit {made}" + (", float32 in memory for the CPU" if event["dequantized"] else "")
-
-
-def _data(event: Event) -> str:
-    line = (
-        f"Data: {event['train']} training and {event['valid']} validation rows, {event['tokens']:,} tokens, "
-        f"{event['supervised']:,} of them targets; {event['steps']} steps, {event['updates']} updates"
-    )
-    if event["truncated"]:
-        line += f"; {event['truncated']} rows cut, {event['lost_share']:.1%} of the tokens lost"
-    if event["nothing_to_learn"]:
-        line += f"; {event['nothing_to_learn']} rows with nothing to learn"
-    return line
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"

@@ -9,10 +9,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlora_client.text import plain, plain_lines
 from qlora_engine import blas
 from qlora_engine.job.errors import QloradError
 from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.text import plain, plain_lines
 
 ANSWERER = "qlora_engine.training.answer"
 MAX_TOKENS = 60

@@ -254,7 +254,7 @@ def _console() -> Console:
 
 def _note(text: str) -> None:
     """Something for a person that a program which reads the output must not see."""
-    from qlora_client.text import plain
+    from qlora_engine.job.text import plain
 
     typer.echo(plain(text), err=True)
 

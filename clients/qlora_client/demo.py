@@ -26,11 +26,11 @@ from qlora_client.models import add_model
 from qlora_client.own_daemon import ServingDaemon, serving
 from qlora_client.progress import Progress
 from qlora_client.records import load_record
-from qlora_client.text import plain, plain_lines
 from qlora_engine.job.errors import QloradError
 from qlora_engine.job.folder import Home, RunFolder
 from qlora_engine.job.models import installed
 from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.job.text import plain, plain_lines
 
 MODEL = "smollm2"
 EXAMPLE = "sql-assistant"

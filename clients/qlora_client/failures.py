@@ -17,7 +17,7 @@ DETAILS = "client-errors.log"
 
 def report(error: QloradError, stream: TextIO | None = None) -> int:
     """Print an error that a person can mend. Returns its exit code."""
-    from qlora_client.text import plain_lines  # noqa: PLC0415
+    from qlora_engine.job.text import plain_lines  # noqa: PLC0415
 
     (stream or sys.stderr).write(f"qlora: {plain_lines(error)}\n")
     return int(error.exit_code)
@@ -25,7 +25,7 @@ def report(error: QloradError, stream: TextIO | None = None) -> int:
 
 def report_unexpected(error: Exception, logs: Path, stream: TextIO | None = None) -> int:
     """Print one line for an error that nobody foresaw, and write its details to a file. Returns the exit code."""
-    from qlora_client.text import plain  # noqa: PLC0415
+    from qlora_engine.job.text import plain  # noqa: PLC0415
 
     details = _write_details(error, logs)
     system = isinstance(error, OSError) and error.strerror is not None

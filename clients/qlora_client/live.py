@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
-from qlora_client.lines import describe, state_style, styled_line
+from qlora_client.lines import state_style, styled_line
 from qlora_client.progress import Progress as JobProgress
 from qlora_client.progress import after
-from qlora_client.text import duration, plain
 from qlora_engine.job.events import Event
+from qlora_engine.job.text import duration, plain
+from qlora_engine.job.wording import describe
 
 # What the bar shows already; on a terminal these print no line of their own.
 _IN_THE_BAR = frozenset({"phase.started", "phase.ended", "training.step", "training.report"})

@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from qlora_client.text import plain, plain_lines, size
 from qlora_engine.job.errors import Exit, QloradError
+from qlora_engine.job.text import plain, plain_lines, size
 
 # The client must not import mlx, which the converter needs.
 CONVERTER = "qlora_engine.training.convert"

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import FrameType
 
 from qlora_client.follow import LOOK_SECONDS, Tail
-from qlora_client.text import plain
 from qlora_engine.job.errors import DaemonUnavailable
 from qlora_engine.job.folder import Home
 from qlora_engine.job.lock import holder_of
+from qlora_engine.job.text import plain
 
 DAEMON = "qlora_daemon.cli"
 START_SECONDS = 60.0

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from qlora_client.lines import state_style
 from qlora_client.progress import Progress
-from qlora_client.text import duration, local_time, plain, size
 from qlora_engine.job.record import JobRecord, utc_now
 from qlora_engine.job.states import ACTIVE
+from qlora_engine.job.text import duration, local_time, plain, size
 
 if TYPE_CHECKING:
     from qlora_engine.job.events import Event

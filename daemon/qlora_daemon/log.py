@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
-import structlog
-
 from qlora_engine.job.durable import AppendOnly
 from qlora_engine.job.events import Event, Sink, to_line
+from qlora_engine.job.text import local_time, plain
 from qlora_engine.job.vocabulary import EVENTS
+from qlora_engine.job.wording import describe
 
 
 class RotatingLog:
@@ -57,29 +57,14 @@ class RotatingLog:
 def console(stream: TextIO | None = None) -> Sink:
     """A sink that prints events for a person; the details of debugging are left to the log."""
     output = stream or sys.stderr
-    renderer = structlog.dev.ConsoleRenderer(colors=output.isatty(), pad_event_to=20, sort_keys=False)
 
     def write(event: Event) -> None:
-        if event.get("level") == "debug":
-            return
-        shown = {key: _short(value) for key, value in event.items() if _is_telling(key, value)}
-        shown["timestamp"] = str(event.get("ts", ""))[11:19]
-        output.write(str(renderer(None, "", shown)) + "\n")
-        output.flush()
+        if event.get("level") != "debug":
+            job = f"{plain(event['job'], 80)}  " if event.get("job") else ""
+            output.write(f"{local_time(event.get('ts', ''))}  {job}{describe(event)}\n")
+            output.flush()
 
     return write
-
-
-def _is_telling(key: str, value: object) -> bool:
-    return value not in (None, "") and key not in ("ts", "versions")
-
-
-def _short(value: object) -> object:
-    """A value that fits in a line and cannot steer the terminal."""
-    if isinstance(value, float):
-        return round(value, 4)
-    text = "".join(letter if letter.isprintable() else " " for letter in str(value))
-    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def relayed(event: Mapping[str, object]) -> bool:

@@ -155,3 +155,9 @@ class BadSetting(QloradError):
     """An environment variable or option has a value that cannot be used."""
 
     exit_code = Exit.CONFIG
+
+
+class SystemRefused(QloradError):
+    """The operating system refused: a folder that may not be written, a disk that is full."""
+
+    exit_code = Exit.OSERR

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from support import tiny
 from support.service import REAL, Daemon, daemon_in, short_home
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
@@ -10,12 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-from support import tiny
-from support.service import Daemon, wait_until
-
 from qlora_engine.job.events import Event, parse_line
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
+from support import tiny
+from support.service import Daemon, wait_until
 
 from .conftest import Qlora
 
@@ -49,7 +49,17 @@ def wait_for_step(daemon: Daemon, job: JobRecord, step: int) -> None:
 
 
 def generate(model: Path, adapters: Path) -> subprocess.CompletedProcess[str]:
-    command = ["generate", "--model", str(model), "--adapter-path", str(adapters), "--prompt", "12?", "--max-tokens", "3"]
+    command = [
+        "generate",
+        "--model",
+        str(model),
+        "--adapter-path",
+        str(adapters),
+        "--prompt",
+        "12?",
+        "--max-tokens",
+        "3",
+    ]
     return subprocess.run(
         [sys.executable, "-m", "mlx_lm", *command], capture_output=True, text=True, timeout=60, check=False
     )
@@ -102,7 +112,7 @@ def test_a_job_goes_on_where_the_daemon_was_stopped_and_ends_the_same(
     assert stopped.attempt == 2
 
     done = steps(daemon, stopped)
-    went_back = [before - after for before, after in zip(done, done[1:], strict=False) if after <= before]
+    went_back = [before - after for before, after in itertools.pairwise(done) if after <= before]
     assert all(back <= 2 for back in went_back), "more than the window that was under way was done again"
     results = [daemon.home.run(job.id) for job in (stopped, undisturbed)]
     first, second = ({event["step"]: event["loss"] for event in lines(run.metrics)} for run in results)

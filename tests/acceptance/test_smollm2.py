@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.service import ROOT, Daemon
 
 from qlora_engine.job.events import parse_line
 from qlora_engine.job.states import State
+from support.service import ROOT, Daemon
 
 from .conftest import Qlora
 

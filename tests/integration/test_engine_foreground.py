@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -166,8 +167,7 @@ def test_control_c_stops_at_a_checkpoint_and_the_same_command_goes_on(
     first.press_control_c()
     assert first.end() == 75
     text = first.seen.decode()
-    assert "Stopping at a checkpoint (SIGINT)" in text
-    assert "Stopped at step" in text
+    assert "SIGINT" in text
     assert "Traceback" not in text
     assert first.seen.count(SHOW_CURSOR) == first.seen.count(HIDE_CURSOR) == 1
     assert termios.tcgetattr(first.slave) == first.before
@@ -178,12 +178,12 @@ def test_control_c_stops_at_a_checkpoint_and_the_same_command_goes_on(
     assert [c.name for c in (work / "mine" / "checkpoints").iterdir()] == [f"step-{stopped['step']:06d}"]
 
     second = terminal(work, "job.yaml", "--run", "mine")
-    second.read_until(lambda seen: b"Resumed at step %d" % stopped["step"] in seen and b"tokens/s" in seen)
+    second.read_until(lambda seen: b"step %d" % stopped["step"] in seen and b"tokens/s" in seen)
     second.press_control_c()
     assert second.end() == 75
     steps = [event["step"] for event in events(work / "mine", "metrics.jsonl")]
     assert steps[0] == 1
-    assert all(b in (a + 1, stopped["step"] + 1) for a, b in zip(steps, steps[1:], strict=False))
+    assert all(b in (a + 1, stopped["step"] + 1) for a, b in itertools.pairwise(steps))
 
 
 def test_a_second_control_c_ends_at_once(made: Path, work: Path, terminal: Callable[..., Terminal]) -> None:
@@ -200,15 +200,20 @@ def test_a_second_control_c_ends_at_once(made: Path, work: Path, terminal: Calla
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_before_training_ends_at_once(work: Path, number: signal.Signals) -> None:
-    """While libraries and the model load there is nothing to lose, and nobody wants a traceback of an import."""
+@pytest.mark.parametrize("moment", ["while libraries load", "while the model loads"])
+def test_a_signal_before_training_ends_at_once(work: Path, number: signal.Signals, moment: str) -> None:
+    """There is nothing to lose yet, and nobody wants a traceback of an import."""
     process = start(work, "job.yaml", "--run", "mine", "--json")
     deadline = time.monotonic() + TIME_LIMIT
     while holder_of(work / "gpu.lock") is None:
         assert time.monotonic() < deadline
+    if moment == "while the model loads":
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "training.started"
     process.send_signal(number)
     _, errors = process.communicate(timeout=TIME_LIMIT)
-    assert process.returncode == 75
+    # At the very first the signal still does what it does to any program.
+    assert process.returncode in ((75,) if moment == "while the model loads" else (75, 130, -number))
     assert "Traceback" not in errors
     assert not (work / "mine" / "checkpoints").exists()
 
@@ -255,7 +260,7 @@ def test_a_finished_run_is_not_trained_again(work: Path) -> None:
     before = (work / "mine" / "adapters" / "adapters.safetensors").read_bytes()
     again = engine(work, "job.yaml", "--run", "mine")
     assert again.returncode == 0
-    assert "Done: 12 steps" in again.stdout
+    assert "12 steps" in again.stdout
     assert (work / "mine" / "adapters" / "adapters.safetensors").read_bytes() == before
     assert len(events(work / "mine", "metrics.jsonl")) == 12
 
@@ -268,8 +273,8 @@ def test_a_finished_run_is_not_trained_again(work: Path) -> None:
         ("model: /nowhere/model\ndata: .\n", 66, "does not exist"),
         ("model: {model}\ndata: /nowhere/data\n", 65, "does not exist"),
         ("model: {model}\ndata: {data}\nnum_layers: 9\n", 66, "num_layers"),
-        ("model: {model}\ndata: {data}\noptimizer_config: {{adam: {{x: 1}}}}\n", 65, "optimizer_config"),
-        ("model: {model}\ndata: {data}\nlora_parameters: {{keys: [nothing]}}\n", 66, "nothing"),
+        ("model: {model}\ndata: {data}\nnum_layers: 1\noptimizer_config: {{adam: {{x: 1}}}}\n", 65, "optimizer_config"),
+        ("model: {model}\ndata: {data}\nnum_layers: 1\nlora_parameters: {{keys: [nothing]}}\n", 66, "nothing"),
         ("model: {model}\ndata: {data}\nnum_layers: 2\nmax_seq_length: 8\nmask_prompt: true\n", 65, "learn"),
     ],
 )
@@ -325,9 +330,11 @@ def test_a_reader_that_goes_away_is_no_crash(made: Path, work: Path) -> None:
     assert json.loads(process.stdout.readline())["event"] == "training.started"
     process.stdout.close()
     assert process.stderr is not None
-    errors = process.stderr.read()
-    assert process.wait(timeout=TIME_LIMIT) != 0
-    assert "Traceback" not in errors
+    with process.stderr:
+        errors = process.stderr.read()
+    assert process.wait(timeout=TIME_LIMIT) == 75
+    assert errors == ""
+    assert events(work / "mine")[-1]["event"] in ("training.stopping", "training.stopped")
     assert holder_of(work / "gpu.lock") is None
 
 

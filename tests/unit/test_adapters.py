@@ -150,9 +150,7 @@ def bad_file(kind: str, folder: Path, good: dict[str, mx.array]) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "kind", ["another rank", "another model", "nothing", "garbage", "cut", "empty", "npz", "gone"]
-)
+@pytest.mark.parametrize("kind", ["another rank", "another model", "nothing", "garbage", "cut", "empty", "npz", "gone"])
 def test_a_file_that_does_not_fit_is_refused(models: dict[str, Path], tmp_path: Path, kind: str) -> None:
     """A start from half of an adapter, or from none, would be trained without a word."""
     _, step = prepared(job_of(models["quantized"]))

@@ -158,10 +158,10 @@ def test_a_line_that_was_written_in_part_is_an_error_and_is_ended(tmp_path: Path
 
 def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
     """A daemon writes for months."""
-    before = len(os.listdir("/dev/fd"))
+    before = len(list(Path("/dev/fd").iterdir()))
     for _ in range(20):
         durable.write_text(tmp_path / "x", "y")
         file = AppendOnly(tmp_path / "z")
         file.write_line("y")
         file.close()
-    assert len(os.listdir("/dev/fd")) == before
+    assert len(list(Path("/dev/fd").iterdir())) == before

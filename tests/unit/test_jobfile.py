@@ -32,7 +32,10 @@ def refused(text: str, name: str = "job.yaml") -> JobRejected:
     ("name", "text"),
     [
         ("job.yaml", "model: m\nlearning_rate: 1e-5\nlora_parameters:\n  rank: 8\n  keys: [q]\nmask_prompt: true\n"),
-        ("job.yml", "\ufeffmodel: m\nlearning_rate: 1.0e-05\nlora_parameters: {rank: 8, keys: [q]}\nmask_prompt: yes\n"),
+        (
+            "job.yml",
+            "\ufeffmodel: m\nlearning_rate: 1.0e-05\nlora_parameters: {rank: 8, keys: [q]}\nmask_prompt: yes\n",
+        ),
         ("job.json", json.dumps(WANTED)),
         (
             "JOB.TOML",
@@ -132,8 +135,10 @@ HOSTILE = {
     "an alias of itself": ("job.yaml", "a: &a [*a]\n"),
     "an alias of itself in a mapping": ("job.yaml", "a: &a {b: *a}\n"),
     "merged into itself": ("job.yaml", "a: &a {<<: *a}\n"),
-    "merged": ("job.yaml", "a: &a {" + ",".join(f"k{i}: 1" for i in range(200)) + "}\n"
-               "b: {<<: [" + ",".join(["*a"] * 5000) + "]}\n"),  # fmt: skip
+    "merged": (
+        "job.yaml",
+        f"a: &a {{{','.join(f'k{i}: 1' for i in range(200))}}}\nb: {{<<: [{','.join(['*a'] * 5000)}]}}\n",
+    ),
     "deep sequences": ("job.yaml", "a: " + "[" * 5000 + "]" * 5000),
     "deep mappings": ("job.yaml", "a: " + "{a: " * 5000 + "}" * 5000),
     "deep blocks": ("job.yaml", "".join(f"{' ' * i}a:\n" for i in range(600))),
@@ -149,7 +154,7 @@ HOSTILE = {
     "a number to the base 2": ("job.yaml", "iters: 0b" + "1" * 100_000),
     "NUL": ("job.yaml", "model: a\0b\n"),
     "too large": ("job.yaml", "# " + "x" * MAX_BYTES + "\n"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", HOSTILE)

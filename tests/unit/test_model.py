@@ -193,7 +193,9 @@ def test_more_layers_than_there_are_is_refused(plain: Path) -> None:
     assert caught.value.where == "num_layers"
 
 
-@pytest.mark.parametrize("keys", [["q_proj"], ["self_attn.qproj"], ["self_attn.q_proj", "mlp.gate"], ["input_layernorm"]])
+@pytest.mark.parametrize(
+    "keys", [["q_proj"], ["self_attn.qproj"], ["self_attn.q_proj", "mlp.gate"], ["input_layernorm"]]
+)
 def test_layer_names_that_the_model_lacks_are_refused(plain: Path, keys: list[str]) -> None:
     """One mistyped name of two would train half of what was asked for."""
     base = load_folder(plain, "m", quantize=True, dequantize=False)

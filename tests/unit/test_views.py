@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console, Group, RenderableType
 
-from qlora_client.lines import describe, styled_line
+from qlora_client.lines import styled_line
 from qlora_client.live import LiveView, bar_facts
 from qlora_client.progress import Progress, progress_of
-from qlora_client.text import duration, local_time, plain, plain_lines, size
 from qlora_client.views import job_lines, job_view, make_console, models_table, print_jobs
 from qlora_engine.job.events import Event
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.models import ModelInfo
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
+from qlora_engine.job.text import duration, local_time, plain, plain_lines, size
 from qlora_engine.job.vocabulary import EVENTS
+from qlora_engine.job.wording import describe
 
 JOB = "20261122-143501-sql"
 HARMFUL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")
@@ -94,7 +95,10 @@ def test_every_event_has_a_line_whatever_its_fields_hold(kind: str, terminal: bo
             },
             "step 20/80  loss 1.235  131 tokens/s  1.50 GB, 3 min 20 s left",
         ),
-        ({"event": "validation", "step": 0, "split": "valid", "loss": 3.2}, "step 0: valid loss 3.200"),
+        (
+            {"event": "validation", "step": 0, "split": "valid", "loss": 3.2, "perplexity": 24.5, "tokens": 793},
+            "step 0: valid loss 3.200, perplexity 24.50 over 793 tokens",
+        ),
         ({"event": "child.restarting", "child": "worker", "delay": 1.0}, "child.restarting child=worker delay=1.0"),
     ],
 )

@@ -58,9 +58,7 @@ class Answer(_Message):
     @classmethod
     def refused(cls, error: QloradError) -> Self:
         """The request was not carried out."""
-        return cls(
-            ok=False, what=error.what, where=error.where, remedy=error.remedy, error=type(error).__name__
-        )
+        return cls(ok=False, what=error.what, where=error.where, remedy=error.remedy, error=type(error).__name__)
 
     def raise_if_refused(self) -> None:
         """Raise the error that the daemon answered with, as the class that it named where that is known."""

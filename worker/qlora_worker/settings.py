@@ -34,9 +34,7 @@ class Settings(EngineSettings):
     cancel_seconds: float = Field(
         default=4.0, gt=0, le=60, description="time to reach a checkpoint when a job is cancelled"
     )
-    log_bytes: int = Field(
-        default=10_000_000, ge=10_000, description="size at which the service log is rotated"
-    )
+    log_bytes: int = Field(default=10_000_000, ge=10_000, description="size at which the service log is rotated")
     log_files: int = Field(default=5, ge=1, le=1000, description="rotated service logs that are kept")
 
     @field_validator("redis_url")

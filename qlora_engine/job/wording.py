@@ -1,0 +1,167 @@
+"""One line for a person from each event. Every view of a run uses these words."""
+
+from __future__ import annotations
+
+from qlora_engine.job.events import Event
+from qlora_engine.job.text import duration, plain, size
+
+_HIDDEN = frozenset({"ts", "level", "event", "job", "attempt"})
+
+
+def describe(event: Event) -> str:
+    """What happened, in words; an event that is not known here shows its name and fields. Never raises."""
+    text = _training(event) or _job(event) or _service(event)
+    return plain(text or _as_fields(event))
+
+
+def _training(event: Event) -> str | None:  # noqa: PLR0911, PLR0912  # one case a kind of event
+    match event["event"]:
+        case "training.started":
+            blas = _have(event, "blas", " with {} on " + _text(event, "threads") + " threads")
+            return f"training on {_text(event, 'backend')} ({_text(event, 'device')}){blas}"
+        case "phase.started":
+            return f"{_text(event, 'phase')} …"
+        case "phase.ended":
+            return f"{_text(event, 'phase')} took {_seconds(event, 'seconds')}"
+        case "model.loaded":
+            return (
+                f"model {_text(event, 'model')}: {_count(event, 'parameters')} parameters, "
+                f"{_count(event, 'trainable')} trained, {_weights(event)}, {_memory(event)}"
+            )
+        case "data.loaded":
+            return _data(event)
+        case "training.step" | "training.report":
+            left = _have(event, "seconds_left", f", {_seconds(event, 'seconds_left')} left")
+            return (
+                f"step {_text(event, 'step')}/{_text(event, 'steps')}  loss {_loss(event)}  "
+                f"{_fixed(event, 'tokens_per_second', 0)} tokens/s  {_memory(event)}{left}"
+            )
+        case "validation":
+            return (
+                f"step {_text(event, 'step')}: {_text(event, 'split')} loss {_loss(event)}, "
+                f"perplexity {_fixed(event, 'perplexity', 2)} over {_count(event, 'tokens')} tokens"
+            )
+        case "checkpoint.saved":
+            return f"step {_text(event, 'step')}: checkpoint saved ({_bytes(event)})"
+        case "training.resumed":
+            return f"goes on from step {_text(event, 'step')} ({_text(event, 'path')})"
+        case "training.stopping":
+            return f"stops at a checkpoint ({_text(event, 'cause')}); asked again, it ends at once"
+        case "training.stopped":
+            return f"stopped at step {_text(event, 'step')}, where it can go on"
+        case "training.done":
+            return f"trained {_text(event, 'step')} steps in {_seconds(event, 'seconds')}: {_text(event, 'adapters')}"
+        case "training.failed":
+            return f"training failed: {_problem(event)}"
+    return None
+
+
+def _weights(event: Event) -> str:
+    if event.get("bits") is None:
+        return "not quantized"
+    made = " on load" if event.get("quantized_on_load") else ""
+    held = ", float32 in memory for the CPU" if event.get("dequantized") else ""
+    return f"{_text(event, 'bits')}-bit{made}{held}"
+
+
+def _data(event: Event) -> str:
+    line = (
+        f"data: {_text(event, 'train')} training rows, {_text(event, 'valid')} for validation, "
+        f"{_count(event, 'tokens')} tokens of which {_count(event, 'supervised')} are learned, "
+        f"{_text(event, 'steps')} steps, {_text(event, 'updates')} updates"
+    )
+    if event.get("truncated"):
+        lost = 100 * (_number(event, "lost_share") or 0.0)
+        line += f"; {_text(event, 'truncated')} rows cut, {lost:.1f}% of the tokens lost"
+    if event.get("nothing_to_learn"):
+        line += f"; {_text(event, 'nothing_to_learn')} rows with nothing to learn"
+    return line
+
+
+def _job(event: Event) -> str | None:
+    match event["event"]:
+        case "job.accepted":
+            return f"accepted {_text(event, 'name')} ({_text(event, 'model')}) from {_text(event, 'source')}"
+        case "job.state":
+            return f"{_text(event, 'from')} → {_text(event, 'to')}{_have(event, 'reason', ': {}')}"
+        case "job.exited":
+            how = _text(event, "signal") if event.get("signal") else f"code {_text(event, 'code')}"
+            return f"training process ended: {_text(event, 'outcome')} ({how})"
+        case "file.rejected":
+            moved = _have(event, "moved_to", " It lies in {}.")
+            return f"rejected {_text(event, 'path')}: {_problem(event)}{moved}"
+        case "gpu.busy":
+            return f"waits: the GPU is in use by {_text(event, 'holder')}"
+    return None
+
+
+def _service(event: Event) -> str | None:
+    match event["event"]:
+        case "daemon.started":
+            return f"qlorad {_text(event, 'version')} serves {_text(event, 'home')}, process {_text(event, 'pid')}"
+        case "daemon.stopping":
+            return f"the daemon stops ({_text(event, 'signal')})"
+        case "daemon.stopped":
+            return f"the daemon has stopped, in {_seconds(event, 'seconds')}"
+        case "child.output":
+            return f"{_text(event, 'child')}: {_text(event, 'line')}"
+        case "library.log":
+            return f"{_text(event, 'logger')}: {_text(event, 'message')}"
+    return None
+
+
+def _as_fields(event: Event) -> str:
+    fields = (f"{key}={value}" for key, value in event.items() if key not in _HIDDEN and value is not None)
+    return " ".join((str(event["event"]), *fields))
+
+
+def _problem(event: Event) -> str:
+    where = _have(event, "where", " ({})")
+    return f"{_text(event, 'what')}{where}{_have(event, 'remedy', ' {}')}"
+
+
+def _text(event: Event, key: str) -> str:
+    value = event.get(key)
+    return "?" if value is None else str(value)
+
+
+def _have(event: Event, key: str, template: str) -> str:
+    """`template` with the value in it, or nothing when there is none."""
+    value = event.get(key)
+    return "" if value in (None, "") else template.replace("{}", str(value))
+
+
+def _number(event: Event, key: str) -> float | None:
+    value = event.get(key)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _fixed(event: Event, key: str, digits: int) -> str:
+    value = _number(event, key)
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _loss(event: Event) -> str:
+    return _fixed(event, "loss", 3)
+
+
+def _memory(event: Event) -> str:
+    return f"{_fixed(event, 'memory_gb', 2)} GB"
+
+
+def _seconds(event: Event, key: str) -> str:
+    value = _number(event, key)
+    return "–" if value is None else duration(value)
+
+
+def _bytes(event: Event) -> str:
+    value = _number(event, "bytes")
+    return "–" if value is None else size(value)
+
+
+def _count(event: Event, key: str) -> str:
+    """135,000,000 as 135M."""
+    value = _number(event, key)
+    if value is None:
+        return "?"
+    return f"{value / 1e6:,.4g}M" if value >= 1e6 else f"{value:,.0f}"
