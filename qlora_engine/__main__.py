@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -14,12 +13,13 @@ import typer
 
 from qlora_engine import blas
 from qlora_engine.job import lock
-from qlora_engine.job.errors import Exit, GpuBusy, JobRejected, QloradError, SystemRefused
+from qlora_engine.job.errors import Exit, GpuBusy, JobRejected, QloradError
 from qlora_engine.job.events import Event, EventLog, Sink, file_sink, to_line
 from qlora_engine.job.examine import examine
 from qlora_engine.job.folder import RunFolder, new_job_id
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.job.unforeseen import explained, refused_by_system
 from qlora_engine.settings import EngineSettings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -41,7 +41,7 @@ def train(
         _with_blas(settings, folder, run)
         code = _train(job, folder, settings, as_json)
     except (QloradError, OSError) as caught:
-        error = caught if isinstance(caught, QloradError) else _refused_by_system(caught)
+        error = caught if isinstance(caught, QloradError) else refused_by_system(caught)
         if as_json:
             _print_line(json.dumps(error.as_dict()))
         print(error, file=sys.stderr)  # noqa: T201
@@ -62,7 +62,7 @@ def _run_folder(chosen: Path | None, job: ResolvedJob) -> RunFolder:
         chosen = runs / new_job_id(name, utc_now(), runs)
     folder = RunFolder(chosen.expanduser().absolute())
     folder.path.mkdir(parents=True, exist_ok=True)
-    if not folder.spec.exists():
+    if not any(folder.checkpoints.glob("step-*")):  # with one, the job must be the same, or it is refused
         job.store(folder.spec)
     return folder
 
@@ -100,36 +100,13 @@ def _train(job: ResolvedJob, folder: RunFolder, settings: EngineSettings, as_jso
                 from qlora_engine.training.run import Outcome, train  # noqa: PLC0415  # seconds of imports
             outcome = train(job, folder, log=log, metrics=metrics, stop=stop)
         except Exception as caught:  # noqa: BLE001  # the last chance to say what happened
-            failure = caught if isinstance(caught, QloradError) else _explained(caught, folder)
+            failure = explained(caught, folder.output)
             problem = {key: value for key, value in failure.as_dict().items() if key != "exit_code"}
             log.emit("training.failed", **problem)
             raise failure from None
         finally:
             close()
     return Exit.OK if outcome is Outcome.DONE else Exit.TEMPFAIL
-
-
-def _explained(error: Exception, folder: RunFolder) -> QloradError:
-    """What nobody foresaw, as an error that a person can do something about; its traceback goes to a file."""
-    if isinstance(error, OSError):
-        return _refused_by_system(error)
-    with folder.output.open("a") as file:
-        traceback.print_exception(error, file=file)
-    first_line = (str(error).splitlines() or [""])[0]
-    return QloradError(
-        f"{type(error).__name__}: {first_line}",
-        where=f"the traceback is in {folder.output}",
-        remedy="Look there. If memory ran out: a smaller batch_size with more grad_accumulation_steps, "
-        "grad_checkpoint: true, or a smaller max_seq_length.",
-    )
-
-
-def _refused_by_system(error: OSError) -> SystemRefused:
-    return SystemRefused(
-        f"The system refused: {error.strerror or error}.",
-        where=str(error.filename) if error.filename else None,
-        remedy="Check that the path can be written and that the disk has space, then run the same command again.",
-    )
 
 
 def _output(as_json: bool, *, unread: Callable[[], None]) -> tuple[Sink, Callable[[], None]]:

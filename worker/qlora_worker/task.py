@@ -10,15 +10,15 @@ import argparse
 import faulthandler
 import os
 import sys
-import traceback
 
 from qlora_engine.job import lock
-from qlora_engine.job.errors import AttemptOutdated, Exit, GpuBusy, QloradError
+from qlora_engine.job.errors import AttemptOutdated, Exit, GpuBusy
 from qlora_engine.job.events import EventLog, file_sink
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.states import State
+from qlora_engine.job.unforeseen import explained
 from qlora_engine.settings import EngineSettings
 from qlora_engine.training.stop import StopRequest
 
@@ -83,34 +83,11 @@ def _train(run: RunFolder, log: EventLog, attempt: int, stop: StopRequest) -> in
 
             job = ResolvedJob.load(run.spec)
         outcome = train(job, run, log=log, metrics=metrics, stop=stop)
-    except QloradError as error:
-        log.emit("training.failed", **_problem(error))
-        return error.exit_code
     except Exception as error:  # noqa: BLE001  # the last chance to say what happened
-        traceback.print_exc()
-        log.emit("training.failed", **_problem(_unexpected(error, run)))
-        return Exit.SOFTWARE
+        failure = explained(error, run.output)
+        log.emit("training.failed", **{k: v for k, v in failure.as_dict().items() if k != "exit_code"})
+        return failure.exit_code
     return Exit.OK if outcome is Outcome.DONE else Exit.TEMPFAIL
-
-
-def _problem(error: QloradError) -> dict[str, object]:
-    return {key: value for key, value in error.as_dict().items() if key != "exit_code"}
-
-
-def _unexpected(error: Exception, run: RunFolder) -> QloradError:
-    if isinstance(error, OSError):
-        return QloradError(
-            f"The system refused: {error}.",
-            where=str(error.filename or run.path),
-            remedy="Free space and retry.",
-        )
-    first_line = (str(error).splitlines() or [""])[0]
-    return QloradError(
-        f"{type(error).__name__}: {first_line}",
-        where=f"the traceback is in {run.output}",
-        remedy="Look there. If memory ran out: a smaller batch_size with more grad_accumulation_steps, "
-        "grad_checkpoint: true, or a smaller max_seq_length.",
-    )
 
 
 if __name__ == "__main__":

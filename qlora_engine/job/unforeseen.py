@@ -1,0 +1,34 @@
+"""What nobody foresaw, turned into an error that a person can do something about."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from qlora_engine.job.errors import QloradError, SystemRefused
+
+
+def explained(error: Exception, output: Path) -> QloradError:
+    """An error for any exception: itself, the system's refusal, or a bug whose traceback goes to `output`."""
+    if isinstance(error, QloradError):
+        return error
+    if isinstance(error, OSError):
+        return refused_by_system(error)
+    with output.open("a") as file:
+        traceback.print_exception(error, file=file)
+    first_line = (str(error).splitlines() or [""])[0]
+    return QloradError(
+        f"{type(error).__name__}: {first_line}",
+        where=f"the traceback is in {output}",
+        remedy="Look there. If memory ran out: a smaller batch_size with more grad_accumulation_steps, "
+        "grad_checkpoint: true, or a smaller max_seq_length.",
+    )
+
+
+def refused_by_system(error: OSError) -> SystemRefused:
+    """A full disk, a missing permission, a process limit."""
+    return SystemRefused(
+        f"The system refused: {error.strerror or error}.",
+        where=str(error.filename) if error.filename else None,
+        remedy="Check that the path can be written and that the disk has space, then run it again.",
+    )
