@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 from typing import Self
 
@@ -20,7 +19,7 @@ class EngineSettings(BaseSettings):
 
     home: Path = Field(default=Path("~/qlora"), description="jobs, runs, models and logs")
     gpu_lock: Path = Field(
-        default=Path("~/.cache/qlorad") / f"gpu-{platform.node()}.lock",
+        default=Path("~/.cache/qlorad/gpu.lock"),  # no host name in it: a Mac's changes with the network
         description="the lock that every use of the GPU takes; one per machine and user",
     )
     cpu_blas: str = Field(

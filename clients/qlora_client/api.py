@@ -19,7 +19,7 @@ from qlora_worker.queue import Requests
 from qlora_worker.settings import Settings
 
 # The daemon answers a submission when the job is examined, which may ask the model hub.
-SUBMIT_SECONDS = 120.0
+SUBMIT_SECONDS = 660.0
 CANCEL_SECONDS = 30.0
 
 

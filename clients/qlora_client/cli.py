@@ -156,7 +156,7 @@ def cancel(job: JobId) -> None:
             record = client.wait(record.id, CANCEL_WAIT)
         except WaitEnded:
             _note(f"It is still {record.state}; see how it goes on: qlora logs -f {record.id}")
-            return
+            raise typer.Exit(Exit.TEMPFAIL) from None
     typer.echo(f"{record.id} {record.state}")
 
 

@@ -59,17 +59,24 @@ class Admission:
         for temporary in self._home.runs.glob(".tmp-*"):
             shutil.rmtree(temporary)  # a run folder that was never renamed into place
         for claim in unfinished(self._home):
-            if job := self._jobs.of_request(claim.key):
-                self._hand_back(claim, job.id)
-            elif was_rejected(claim):
-                self._settle_rejection(claim, None)
-            elif not claim.dropped.is_symlink() and not claim.dropped.exists():
-                claim.drop()  # the claim was made, but nothing had been moved into it
-            else:
-                self._begin(claim)
+            try:
+                self._resume_claim(claim)
+            except OSError as error:  # one that cannot be finished now must not keep the daemon from its start
+                problem = f"{type(error).__name__}: {error}"
+                self._log.emit("internal.error", doing=f"finishing {claim.path}", error=problem)
         for job in self._jobs:
             if job.state is State.ACCEPTED:
                 self._jobs.move(job.id, State.QUEUED)
+
+    def _resume_claim(self, claim: Claim) -> None:
+        if job := self._jobs.of_request(claim.key):
+            self._hand_back(claim, job.id)
+        elif was_rejected(claim):
+            self._settle_rejection(claim, None)
+        elif not claim.dropped.is_symlink() and not claim.dropped.exists():
+            claim.drop()  # the claim was made, but nothing had been moved into it
+        else:
+            self._begin(claim)
 
     def take(self, found: Found, problem: QloradError | None) -> None:
         """Claim something that has settled in the watched folder."""

@@ -50,6 +50,12 @@ class Children:
             valkey.clear_left_over(self._settings)
             self._valkey.start()
 
+    def kill_left(self) -> None:
+        """End what still runs: nobody would be there to watch it."""
+        for child in (self._worker, self._valkey):
+            child.give_up()
+            child.kill(after=0.0)
+
     def start_worker(self) -> None:
         """Start the worker; Redis must answer."""
         self._worker.start()

@@ -24,6 +24,8 @@ from qlora_worker.messages import Submission
 
 _PASSING = ".passing-"  # a claim that is being made, or has ended
 
+NAME_BYTES = 200
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -107,7 +109,8 @@ def claim_found(home: Home, found: Found, problem: QloradError | None) -> Claim:
             durable.sync_folder(claim.path)
         durable.move(found.path, claim.dropped)
     except OSError:
-        claim.drop()
+        if not os.path.lexists(claim.dropped):  # moved, and only the sync failed: the claim stands
+            claim.drop()
         raise
     return claim
 
@@ -187,12 +190,21 @@ def was_rejected(claim: Claim) -> bool:
 
 
 def _free_name(folder: Path, name: str) -> Path:
-    path, number = Path(name), 1
-    target = folder / name
+    path, number = Path(_short(name)), 1
+    target = folder / path.name
     while os.path.lexists(target) or os.path.lexists(_text_beside(target)):
         number += 1
         target = folder / f"{path.stem}-{number}{path.suffix}"
     return target
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for a number and `.txt` in the 255 bytes that file systems allow."""
+    if len(name.encode()) <= NAME_BYTES:
+        return name
+    path = Path(name)
+    suffix = path.suffix if len(path.suffix.encode()) <= 20 else ""
+    return path.stem.encode()[: NAME_BYTES - 20].decode(errors="ignore") + suffix
 
 
 def _text_beside(target: Path) -> Path:

@@ -10,6 +10,7 @@ from qlora_daemon.queue_health import QueueHealth
 from qlora_daemon.runner import Runner
 from qlora_engine.job.errors import JobRejected, NoSuchJob, QloradError
 from qlora_engine.job.events import EventLog
+from qlora_engine.job.unforeseen import refused_by_system
 from qlora_worker.messages import Answer, Cancellation, Request, Submission
 from qlora_worker.queue import TROUBLE, Received, Requests
 
@@ -38,6 +39,8 @@ class Desk:
             self.reply(received, Answer.refused(_not_understood(f"{place}: {first['msg']}")))
         except QloradError as error:
             self.reply(received, Answer.refused(error))
+        except OSError as error:
+            self.reply(received, Answer.refused(refused_by_system(error)))
 
     def _cancel(self, request: Request, runner: Runner) -> Answer:
         job_id = Cancellation.model_validate(request.payload).job

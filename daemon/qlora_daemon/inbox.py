@@ -77,13 +77,22 @@ class Inbox(threading.Thread):
             names = {path.name for path in self._folder.iterdir() if not is_passing(path.name)}
             for gone in self._seen.keys() - names:
                 del self._seen[gone]
-            waiting = [self._consider(name, now) for name in sorted(names)]
         except OSError as error:  # a disk that has gone; whatever it is, it must not end this thread
             self._tell_lost(f"{type(error).__name__}: {error.strerror}")
             return False
+        if self._lost is not None:
+            self._lost = None
+            self._post(FolderWatched())
+        waiting = [self._consider(name, now) for name in sorted(names)]
         return any(waiting)
 
     def _consider(self, name: str, now: float) -> bool:
+        try:
+            return self._consider_entry(name, now)
+        except OSError:  # this one cannot be read, or went while it was looked at; the others can be taken
+            return True
+
+    def _consider_entry(self, name: str, now: float) -> bool:
         found = look(self._folder / name)
         if found is None:
             self._seen.pop(name, None)

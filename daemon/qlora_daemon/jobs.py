@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from qlora_daemon.log import unless_disk_refuses
 from qlora_engine.job.durable import AppendOnly
 from qlora_engine.job.events import Event, EventLog, Sink, to_line
 from qlora_engine.job.folder import JOB_ID, Home, RunFolder
@@ -101,10 +102,11 @@ def _appending_to(run: RunFolder) -> Sink:
     """A sink that keeps no descriptor: a table of ten thousand jobs would run out of them."""
 
     def write(event: Event) -> None:
-        file = AppendOnly(run.events)
-        try:
-            file.write_line(to_line(event))
-        finally:
-            file.close()
+        with unless_disk_refuses(run.events):
+            file = AppendOnly(run.events)
+            try:
+                file.write_line(to_line(event))
+            finally:
+                file.close()
 
     return write

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -29,12 +30,11 @@ class RotatingLog:
         self._size = path.stat().st_size
 
     def __call__(self, event: Event) -> None:
-        """Append one event.
+        """Append one event. The service goes on without its log: a full disk must not end it."""
+        with unless_disk_refuses(self._path):
+            self._append(to_line(event))
 
-        Raises:
-            OSError: the disk is full or the folder is gone.
-        """
-        line = to_line(event)
+    def _append(self, line: str) -> None:
         length = len(line.encode()) + 1
         if self._size and self._size + length > self._max_bytes:
             self._rotate()
@@ -43,15 +43,30 @@ class RotatingLog:
 
     def _rotate(self) -> None:
         self._file.close()
-        self._older(self._keep).unlink(missing_ok=True)
-        for number in range(self._keep - 1, 0, -1):
-            if self._older(number).exists():
-                self._older(number).rename(self._older(number + 1))
-        self._path.rename(self._older(1))
-        self._file, self._size = AppendOnly(self._path), 0
+        try:
+            self._older(self._keep).unlink(missing_ok=True)
+            for number in range(self._keep - 1, 0, -1):
+                if self._older(number).exists():
+                    self._older(number).rename(self._older(number + 1))
+            self._path.rename(self._older(1))
+        finally:
+            self._file = AppendOnly(self._path)
+            self._size = self._path.stat().st_size
 
     def _older(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
+
+
+@contextmanager
+def unless_disk_refuses(path: Path) -> Iterator[None]:
+    """Let a line of a log be lost when the system refuses it, and say so where launchd keeps it.
+
+    What the line tells of has happened, so nobody may take the failed line for a failed deed.
+    """
+    try:
+        yield
+    except OSError as error:
+        sys.stderr.write(f"{path} cannot be written: {error}\n")
 
 
 def console(stream: TextIO | None = None) -> Sink:

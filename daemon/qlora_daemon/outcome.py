@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal
 
 from qlora_engine.job.errors import Exit
@@ -12,6 +13,8 @@ from qlora_engine.job.exits import ExitRecord
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
 
+REST = timedelta(seconds=2)
+REFUSED_REST = timedelta(seconds=30)  # a full disk, say
 MAX_CRASHES = 3  # in a row without a new checkpoint
 
 Outcome = Literal["done", "stopped", "failed", "crashed", "lost"]
@@ -25,6 +28,7 @@ class Move:
     outcome: Outcome
     reason: str = ""
     changes: Mapping[str, Any] = field(default_factory=dict)
+    rest: timedelta = REST  # before it starts again, if nobody asked it to stop
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,25 @@ def after_exit(record: JobRecord, evidence: Evidence, *, output: str) -> Move:
 
 def _by_exit(record: JobRecord, evidence: Evidence, output: str) -> Move:
     ended = evidence.exit
-    if ended.code == Exit.OK if ended else evidence.finished:
+    # What it said it had done is on disk; how the process ended after that does not matter.
+    if evidence.finished or (ended is not None and ended.code == Exit.OK):
         return Move(State.DONE, "done", changes={"crashes": 0})
     if ended is None:
         return Move(State.QUEUED, "lost", "its process ended without a trace; it goes on from its checkpoint")
-    if ended.code == Exit.TEMPFAIL:
-        return Move(State.QUEUED, "stopped", "stopped at a checkpoint; it goes on from there")
+    if ended.code in (Exit.TEMPFAIL, Exit.OSERR):
+        return _came_back(ended.code, evidence.failure, output)
     if evidence.failure is not None and ended.code is not None and Exit.USAGE <= ended.code <= Exit.CONFIG:
         return Move(State.FAILED, "failed", _failure_reason(evidence.failure))
     if record.state is State.STOPPING or ended.signal == "SIGTERM":
         return Move(State.QUEUED, "stopped", "stopped before it reached a checkpoint; it goes on from the last")
     return _after_crash(record, ended, output)
+
+
+def _came_back(code: int, failure: Event | None, output: str) -> Move:
+    if code == Exit.TEMPFAIL:
+        return Move(State.QUEUED, "stopped", "stopped at a checkpoint; it goes on from there")
+    why = _failure_reason(failure) if failure else f"the system refused; look into {output}"
+    return Move(State.QUEUED, "stopped", f"{why} · it is tried again", rest=REFUSED_REST)
 
 
 def _after_crash(record: JobRecord, ended: ExitRecord, output: str) -> Move:

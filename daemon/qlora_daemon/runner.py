@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ LOOK_SECONDS = 1.0  # between two looks at the lock of an attempt that runs
 STORE_SECONDS = 5.0  # between two records of progress on disk
 ORPHAN_SECONDS = 30.0  # that an orphan has to stop by itself
 KILL_SECONDS = 3.0  # from the second request to stop to the kill
-REST = timedelta(seconds=2)  # before a job that came back without being asked to starts again
 
 
 @dataclass
@@ -78,15 +77,17 @@ class Runner:
         Its worker has lost its daemon and stops it; an orphan without a worker finds its pipe ended and stops
         by itself. A signal of ours would be the second, which costs the checkpoint, so it comes late.
         """
+        adopted: Active | None = None
         for record in self._jobs.active:
             watch = RunWatch(self._jobs.run(record.id), record.attempt, from_start=True)
             active = Active(record.id, record.attempt, watch, worker=None)
             self._read_events(active, relay=False)
-            if self._active is None and self._holder_is(active):
-                self._active = active
+            if adopted is None and self._holder_is(active):
+                adopted = active
                 active.stop_rungs = _rungs(time.monotonic() + ORPHAN_SECONDS, ORPHAN_SECONDS)
             else:
                 self._settle(active)
+        self._active = adopted
 
     def dispatch(self, job_id: str, worker: int) -> None:
         """Give a job to the worker: on disk first, then to Redis.
@@ -268,8 +269,9 @@ class Runner:
     def _apply(self, record: JobRecord, move: Move, *, rest: bool) -> None:
         if record.state is State.STARTING and move.target is State.DONE:
             self._jobs.move(record.id, State.RUNNING)
-        if rest and move.outcome == "stopped" and record.state is not State.STOPPING:
-            self.resting[record.id] = utc_now() + REST
+        unasked = move.outcome in ("stopped", "crashed") and record.state is not State.STOPPING
+        if rest and unasked and move.target is State.QUEUED:
+            self.resting[record.id] = utc_now() + move.rest
         else:
             self.resting.pop(record.id, None)
         self._jobs.move(record.id, move.target, move.reason, **move.changes)

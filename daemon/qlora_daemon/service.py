@@ -113,11 +113,14 @@ class Service:
 
     def run(self) -> None:
         """Start, serve, stop."""
-        self._start()
-        while not self._stop_signals:
-            self._read_mail(self._pause())
-            self._safely("the owner's round", self._round)
-        self._stop()
+        try:
+            self._start()
+            while not self._stop_signals:
+                self._read_mail(self._pause())
+                self._safely("the owner's round", self._round)
+            self._stop()
+        finally:
+            self._children.kill_left()  # nothing, unless the above was cut short
 
     # Start: what needs nothing first, then what needs Redis as soon as that answers (`_came_up`)
 
@@ -143,10 +146,14 @@ class Service:
         """Redis answers: for the first time, or again."""
         if self._was_up:
             return
+        try:
+            self._queue.clear()  # disk is the truth; whatever an earlier daemon had offered is outdated
+        except TROUBLE as error:
+            self._health.failed(f"{type(error).__name__}: {error}")  # it is probed, and this is done, again
+            return
         self._was_up = True
-        self._queue.clear()  # disk is the truth; whatever an earlier daemon had offered is outdated
-        self._children.start_worker()
         self._intake.start()
+        self._children.start_worker()
 
     # The loop
 

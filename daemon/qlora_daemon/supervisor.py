@@ -115,9 +115,13 @@ class Child:
 
     def ask_to_stop(self) -> None:
         """Send SIGTERM, and let it end for good."""
-        self._stopping, self._due = True, None
+        self.give_up()
         if self._process is not None:
             self._process.terminate()
+
+    def give_up(self) -> None:
+        """Do not start it again."""
+        self._stopping, self._due = True, None
 
     def kill(self, *, after: float) -> None:
         """End its whole group now, after it had `after` seconds to do so itself."""

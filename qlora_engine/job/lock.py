@@ -96,7 +96,7 @@ def holder_of(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that test do not meet each other
     except BlockingIOError:
         return _read_holder(descriptor)
     else:

@@ -116,6 +116,12 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
     return arrays
 
 
+def tidy(folder: Path) -> None:
+    """Remove what a killed process left of checkpoints that it had not finished."""
+    for left in folder.glob(f"{durable.TEMPORARY}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def prune(folder: Path, best_step: int | None) -> None:
     """Remove all but the newest three checkpoints and the best."""
     for old in listed(folder)[:-KEEP]:

@@ -173,6 +173,7 @@ def begin(job: ResolvedJob, run: RunFolder, step: TrainingStep, log: EventLog) -
     def say_damaged(path: Path, error: CheckpointDamaged) -> None:
         log.emit("checkpoint.damaged", path=str(path), what=error.what)
 
+    checkpoint.tidy(run.checkpoints)
     newest = checkpoint.newest(run.checkpoints, say_damaged)
     if newest is None:
         if job.resume_adapter_file:

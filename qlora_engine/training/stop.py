@@ -96,7 +96,8 @@ class StopRequest:
             ready, _, _ = select.select(watched, [], [])
             if self._parent is not None and self._parent in ready:
                 watched.remove(self._parent)
-                self.request("the process that started this one has ended")
+                if not self.asked:  # after a signal it is no second request: the checkpoint under way is wanted
+                    self.request("the process that started this one has ended")
             if receiving in ready:
                 for number in os.read(receiving, 64):
                     if number in SIGNALS:

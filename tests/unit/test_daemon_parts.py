@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from qlora_daemon.claims import _free_name
 from qlora_daemon.log import RotatingLog, console
 from qlora_daemon.shutdown import Step, worker_ladder
 from qlora_daemon.supervisor import LONGEST_DELAY, restart_delay
@@ -15,8 +19,9 @@ from qlora_daemon.valkey import says_damaged
 from qlora_daemon.watch import Progress, RunWatch
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.exits import ExitRecord
-from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.folder import Home, RunFolder
 from qlora_engine.job.record import utc_now
+from qlora_worker.connection import home_id
 
 
 def test_the_service_log_is_rotated_and_loses_no_line(tmp_path: Path) -> None:
@@ -101,3 +106,38 @@ def test_an_exit_is_a_code_or_a_signal(tmp_path: Path) -> None:
         assert found is not None
         assert (found.code, found.signal) == (code, name)
     assert ExitRecord.load(tmp_path / "exit-2.json") is None
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a line tells of has happened; on a full disk a failed line must not pass for a failed deed."""
+    log = RotatingLog(tmp_path / "log.jsonl", max_bytes=10_000, keep=2)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "write", full)
+        EventLog([log]).emit("inbox.watching", path="lost")
+    assert "No space left" in capsys.readouterr().err
+    EventLog([log]).emit("inbox.watching", path="kept")
+    assert [json.loads(line)["path"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == ["kept"]
+
+
+@pytest.mark.parametrize("name", ["学" * 84 + ".txt", "a" * 250 + ".yaml", "b" * 255, "." + "c" * 250])
+def test_what_is_rejected_keeps_a_name_that_the_disk_takes(tmp_path: Path, name: str) -> None:
+    """The text beside it is four bytes longer; without room for it the daemon could not start again."""
+    for _ in range(3):
+        target = _free_name(tmp_path, name)
+        target.touch(exist_ok=False)
+        target.with_name(f"{target.name}.txt").touch(exist_ok=False)
+
+
+def test_two_that_make_a_homes_id_at_once_agree(tmp_path: Path) -> None:
+    """Daemon and worker would wait for each other on different queues."""
+    home = Home(tmp_path / "home")
+    home.make()
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(lambda _: home_id(home), range(64)))) == 1
+    assert [path.name for path in home.state.iterdir()] == ["home-id"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -142,3 +143,12 @@ def test_the_lock_of_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path)
     (tmp_path / "file").write_text(json.dumps({}))
     with pytest.raises(OSError, match="file"):
         acquire(tmp_path / "file" / "gpu.lock", {})
+
+
+def test_two_that_ask_who_holds_a_free_lock_do_not_meet_each_other(tmp_path: Path) -> None:
+    """A client would wait for a daemon that does not run."""
+    path = tmp_path / "lock"
+    acquire(path, {"pid": 1}).release()
+    with path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)  # as holder_of holds it for an instant
+        assert holder_of(path) is None

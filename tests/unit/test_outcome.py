@@ -95,7 +95,16 @@ def test_a_job_that_reached_its_end_first_is_done() -> None:
 def test_a_result_without_an_exit_is_a_result() -> None:
     """The worker was killed just as the training had written its result."""
     assert decide(None, finished=True).target is State.DONE
-    assert decide(-9, finished=True).outcome == "crashed"
+    assert decide(-9, finished=True).target is State.DONE  # it crashed on its way out, with the result on disk
+
+
+def test_what_the_system_refuses_is_tried_again_after_a_rest() -> None:
+    """A disk that was full for a minute may not cost a night's job."""
+    move = decide(71, failure=FAILURE, crashes=2)
+    assert (move.target, move.outcome) == (State.QUEUED, "stopped")
+    assert "Mend." in move.reason
+    assert move.rest > decide(75).rest
+    assert decide(71).target is State.QUEUED
 
 
 def test_every_exit_is_decided_in_every_active_state() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +94,12 @@ def home_id(home: Home) -> str:
     except FileNotFoundError:
         pass  # the first start of this home
     home.make()
-    durable.write_text(path, secrets.token_hex(4) + "\n")
+    # Made under another name and linked: of two that make it at once, the second finds the first one's.
+    mine = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    durable.write_text(mine, secrets.token_hex(4) + "\n")
+    with suppress(FileExistsError):
+        path.hardlink_to(mine)
+    mine.unlink()
     return path.read_text().strip()
 
 

@@ -10,6 +10,7 @@ import argparse
 import faulthandler
 import os
 import sys
+from contextlib import suppress
 
 from qlora_engine.job import lock
 from qlora_engine.job.errors import AttemptOutdated, Exit, GpuBusy
@@ -85,7 +86,8 @@ def _train(run: RunFolder, log: EventLog, attempt: int, stop: StopRequest) -> in
         outcome = train(job, run, log=log, metrics=metrics, stop=stop)
     except Exception as error:  # noqa: BLE001  # the last chance to say what happened
         failure = explained(error, run.output)
-        log.emit("training.failed", **{k: v for k, v in failure.as_dict().items() if k != "exit_code"})
+        with suppress(OSError):  # a full disk takes no line either; the exit code says it
+            log.emit("training.failed", **{k: v for k, v in failure.as_dict().items() if k != "exit_code"})
         return failure.exit_code
     return Exit.OK if outcome is Outcome.DONE else Exit.TEMPFAIL
 

@@ -20,9 +20,10 @@ from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
 
 from qlora_engine.blas import training_environment
-from qlora_engine.job.errors import Exit, QloradError
+from qlora_engine.job.errors import Exit
 from qlora_engine.job.exits import ExitRecord
 from qlora_engine.job.record import utc_now
+from qlora_engine.job.unforeseen import explained
 from qlora_worker.connection import connect, keys_of
 from qlora_worker.queue import TROUBLE, forget, read_rq_arguments
 from qlora_worker.settings import Settings
@@ -76,9 +77,9 @@ class TrainingWorker(SpawnWorker):
         else:
             try:
                 self._train(job_id, attempt)
-            except (OSError, QloradError) as error:
-                # Without an exit on disk the daemon finds the attempt lost and queues the job again.
+            except Exception as error:  # noqa: BLE001  # one job's trouble must not end the worker
                 self.log.warning("attempt %d of %s: %s: %s", attempt, job_id, type(error).__name__, error)
+                self._record_refusal(job_id, attempt, error)
         self._forget(job.id)
 
     def _train(self, job_id: str, attempt: int) -> None:
@@ -101,6 +102,18 @@ class TrainingWorker(SpawnWorker):
                 self._training = None
             exit_record = training.record_exit()
         self.log.info("attempt %d of %s: %s", attempt, job_id, exit_record.signal or exit_record.code)
+
+    def _record_refusal(self, job_id: str, attempt: int, error: Exception) -> None:
+        """Say why nothing was trained. Should that fail too, the daemon finds the attempt lost."""
+        run = self._settings.folders.run(job_id)
+        try:
+            failure = explained(error, run.output)
+            with run.output.open("a") as output:
+                output.write(f"{failure}\n")
+            now = utc_now()
+            ExitRecord.of(failure.exit_code, attempt=attempt, started=now, ended=now).store(run.exit(attempt))
+        except OSError as refused:
+            self.log.warning("attempt %d of %s: no exit could be written: %s", attempt, job_id, refused)
 
     def _is_stopping(self) -> bool:
         return self._stops > 0  # a signal handler counts them
