@@ -16,7 +16,6 @@ class Conditions:
 
     queue_answers: bool
     gpu_free: bool
-    stopping: bool = False
     resting: Mapping[str, datetime] = field(default_factory=dict)  # jobs that may not start before a time
 
 
@@ -25,7 +24,7 @@ def next_job(jobs: Collection[JobRecord], now: datetime, conditions: Conditions)
 
     The highest priority goes first, and of equals the oldest. One job is active at a time.
     """
-    if conditions.stopping or not conditions.queue_answers or not conditions.gpu_free:
+    if not conditions.queue_answers or not conditions.gpu_free:
         return None
     if any(job.state in ACTIVE for job in jobs):
         return None

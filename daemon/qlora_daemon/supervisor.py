@@ -91,6 +91,7 @@ class Child:
             )
         except OSError:
             self._close_pipe()
+            self._due = time.monotonic() + LONGEST_DELAY  # the system may have a process to spare by then
             raise
         finally:
             for descriptor in inherited:

@@ -44,7 +44,6 @@ def test_nothing_starts_beside_an_active_job(state: State) -> None:
     [
         Conditions(queue_answers=False, gpu_free=True),
         Conditions(queue_answers=True, gpu_free=False),
-        Conditions(queue_answers=True, gpu_free=True, stopping=True),
     ],
 )
 def test_nothing_starts_while_it_could_not_run(conditions: Conditions) -> None:
