@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterable
@@ -56,19 +57,20 @@ class Inbox(threading.Thread):
         """Make sure that the folder is there and that the watcher sees this very folder."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            inode = self._folder.stat().st_ino
+            before = self._watcher
+            same = before is not None and before.sees(self._folder.stat())
+            if before is None or not same or not before.is_alive():
+                watcher = _Watcher(self._folder, self._changed)
+                if before is not None:
+                    before.stop()
+                self._watcher = watcher
+                watcher.start()
+                if not same or self._lost:
+                    self._lost = None
+                    self._post(FolderWatched())
         except OSError as error:
             self._tell_lost(f"{type(error).__name__}: {error.strerror}")
             return False
-        before = self._watcher
-        if before is None or before.inode != inode or not before.is_alive():
-            if before is not None:
-                before.stop()
-            self._watcher = _Watcher(self._folder, inode, self._changed)
-            self._watcher.start()
-            if before is None or before.inode != inode or self._lost:
-                self._lost = None
-                self._post(FolderWatched())
         return True
 
     def _scan(self, now: float) -> bool:
@@ -126,16 +128,29 @@ def _files(found: Found) -> Iterable[Path]:
 
 
 class _Watcher(threading.Thread):
-    """Sets an event when the folder changes. Only a hint: the inbox looks for itself."""
+    """Sets an event when the folder changes. Only a hint: the inbox looks for itself.
 
-    def __init__(self, folder: Path, inode: int, changed: threading.Event) -> None:
+    It keeps the folder open: the number of a deleted folder is given to the next one that is made (ext4 does so
+    at once), but not while a descriptor holds it, so the number tells the two apart.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
+
+    def __init__(self, folder: Path, changed: threading.Event) -> None:
         super().__init__(name="watcher", daemon=True)
-        self.inode = inode
         self._folder, self._changed = folder, changed
         self._stop_event = threading.Event()
+        self._held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+    def sees(self, found: os.stat_result) -> bool:
+        """Whether what lies at the path now is the folder that is watched."""
+        return os.path.samestat(os.fstat(self._held), found)
 
     def stop(self) -> None:
+        """End the thread; call once."""
         self._stop_event.set()
+        os.close(self._held)
 
     def run(self) -> None:
         try:
