@@ -55,7 +55,7 @@ def training_environment(cpu_blas: str, run: RunFolder | None) -> dict[str, str]
     Raises:
         BadSetting: the path does not exist.
     """
-    if not sys.platform.startswith("linux") or not _installed("mlx-cpu"):
+    if not sys.platform.startswith("linux") or not installed("mlx-cpu"):
         return {}
     blas = recorded(run) if run is not None else None
     if run is not None and run.runtime.exists() and blas is None:
@@ -137,7 +137,8 @@ def as_json(blas: Blas | None) -> dict[str, Any] | None:
     return asdict(blas) if blas else None
 
 
-def _installed(distribution: str) -> bool:
+def installed(distribution: str) -> bool:
+    """Whether this Python has a package."""
     try:
         importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:

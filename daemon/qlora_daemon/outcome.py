@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 from qlora_engine.job.errors import Exit
 from qlora_engine.job.events import Event
-from qlora_engine.job.exits import ExitRecord
+from qlora_engine.job.exits import ExitRecord, Stall
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
 
 REST = timedelta(seconds=2)
 REFUSED_REST = timedelta(seconds=30)  # a full disk, say
 MAX_CRASHES = 3  # in a row without a new checkpoint
+MAX_STALLS = 3  # in one phase without a new checkpoint
+STALL_REMEDY = (
+    "Set batch_size: 1 with more grad_accumulation_steps, max_seq_length: 256, and a lower memory.cleanup_every; check "
+    "that no other program keeps the GPU busy (Activity Monitor on a Mac). Then submit the job again."
+)
 
-Outcome = Literal["done", "stopped", "failed", "crashed", "lost"]
+Outcome = Literal["done", "stopped", "stalled", "out_of_memory", "failed", "crashed", "lost"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Evidence:
     exit: ExitRecord | None  # None when nobody was left to write it
     failure: Event | None = None  # its `training.failed`
     finished: bool = False  # it said `training.done`, so the result is on disk
+    rung: Event | None = None  # its `ladder.rung`, if it ended because of it
 
 
 def after_exit(record: JobRecord, evidence: Evidence, *, output: str) -> Move:
@@ -60,28 +67,60 @@ def _by_exit(record: JobRecord, evidence: Evidence, output: str) -> Move:
     ended = evidence.exit
     # What it said it had done is on disk; how the process ended after that does not matter.
     if evidence.finished or (ended is not None and ended.code == Exit.OK):
-        return Move(State.DONE, "done", changes={"crashes": 0})
+        return Move(State.DONE, "done", changes={"crashes": 0, "stalls": {}})
     if ended is None:
         return Move(State.QUEUED, "lost", "its process ended without a trace; it goes on from its checkpoint")
-    if ended.code in (Exit.TEMPFAIL, Exit.OSERR):
-        return _came_back(ended.code, evidence.failure, output)
+    return _by_its_word(record, ended, evidence, output) or _by_its_end(record, ended, output)
+
+
+def _by_its_word(record: JobRecord, ended: ExitRecord, evidence: Evidence, output: str) -> Move | None:
+    """What the worker or the process itself gave as the reason."""
+    if ended.stalled is not None and record.state is not State.STOPPING:
+        return _after_stall(record, ended.stalled, output)
+    if ended.code == Exit.TEMPFAIL:
+        if evidence.rung is not None:
+            return _after_memory(str(evidence.rung.get("reason")), str(evidence.rung.get("change")))
+        return Move(State.QUEUED, "stopped", "stopped at a checkpoint; it goes on from there")
+    if ended.code == Exit.OSERR:
+        why = _failure_reason(evidence.failure) if evidence.failure else f"the system refused; look into {output}"
+        return Move(State.QUEUED, "stopped", f"{why} · it is tried again", rest=REFUSED_REST)
     if evidence.failure is not None and ended.code is not None and Exit.USAGE <= ended.code <= Exit.CONFIG:
         return Move(State.FAILED, "failed", _failure_reason(evidence.failure))
+    return None
+
+
+def _by_its_end(record: JobRecord, ended: ExitRecord, output: str) -> Move:
+    """A process that gave no reason."""
     if record.state is State.STOPPING or ended.signal == "SIGTERM":
         return Move(State.QUEUED, "stopped", "stopped before it reached a checkpoint; it goes on from the last")
+    # Before training began nothing can have chosen a smaller layout: that would go on for ever.
+    if ended.memory is not None and record.state is State.RUNNING:
+        return _after_memory(ended.memory, "with a smaller layout")
     return _after_crash(record, ended, output)
 
 
-def _came_back(code: int, failure: Event | None, output: str) -> Move:
-    if code == Exit.TEMPFAIL:
-        return Move(State.QUEUED, "stopped", "stopped at a checkpoint; it goes on from there")
-    why = _failure_reason(failure) if failure else f"the system refused; look into {output}"
-    return Move(State.QUEUED, "stopped", f"{why} · it is tried again", rest=REFUSED_REST)
+def _after_stall(record: JobRecord, stalled: Stall, output: str) -> Move:
+    times = record.stalls.get(stalled.phase, 0) + 1
+    changes = {"stalls": {**record.stalls, stalled.phase: times}}
+    if times < MAX_STALLS:
+        reason = f"stalled in {stalled}, {times} of {MAX_STALLS} without a new checkpoint; it goes on from the last"
+        return Move(State.QUEUED, "stalled", reason, changes)
+    reason = (
+        f"stalled {times} times in {stalled.phase} without a new checkpoint, last at step {stalled.step} · "
+        f"its stacks are in {Path(output).with_name('events.jsonl')} · {STALL_REMEDY}"
+    )
+    return Move(State.FAILED, "stalled", reason, changes)
+
+
+def _after_memory(why: str, how: str) -> Move:
+    return Move(State.QUEUED, "out_of_memory", f"ran out of memory ({why}); it goes on from its checkpoint: {how}")
 
 
 def _after_crash(record: JobRecord, ended: ExitRecord, output: str) -> Move:
     crashes = record.crashes + 1
     how = ended.signal or f"exit code {ended.code}"
+    if ended.memory is not None:
+        how += f", out of memory: {ended.memory}"
     changes = {"crashes": crashes}
     if crashes >= MAX_CRASHES:
         reason = f"crashed {crashes} times in a row without a new checkpoint, last by {how}; look into {output}"

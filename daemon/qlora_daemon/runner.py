@@ -41,6 +41,7 @@ class Active:
     worker: int | None  # generation of the worker that may have taken it; None: none of ours
     failure: Event | None = None
     finished: bool = False
+    rung: Event | None = None  # while it may be what ends it
     no_trace_since: float | None = None
     looked: float = 0.0
     stored: float = 0.0
@@ -152,11 +153,18 @@ class Runner:
                 self._jobs.move(active.job, State.RUNNING, started=record.started or utc_now())
             case "checkpoint.saved":
                 step = int(event.get("step") or 0)
-                self._jobs.note(active.job, store=True, checkpoint_step=step, crashes=0)
+                changes: dict[str, Any] = {"checkpoint_step": step}
+                if step > record.checkpoint_step:  # saving once more where it was, as at a stop, is no progress
+                    changes |= {"crashes": 0, "stalls": {}}
+                self._jobs.note(active.job, store=True, **changes)
             case "data.loaded":
                 self._jobs.note(active.job, store=False, steps=int(event.get("steps") or 0))
             case "training.failed":
                 active.failure = event
+            case "ladder.rung":
+                active.rung = event
+            case "phase.started" | "training.stopping":  # after a rung it trained on, or was asked to stop
+                active.rung = None
             case "training.done":
                 active.finished = True
                 self._jobs.note(active.job, store=False, step=int(event.get("step") or 0))
@@ -253,7 +261,7 @@ class Runner:
             ended = ExitRecord.load(run.exit(active.attempt))
         except ValueError:
             ended = None  # damaged: as good as none
-        evidence = Evidence(ended, active.failure, active.finished)
+        evidence = Evidence(ended, active.failure, active.finished, active.rung)
         move = after_exit(record, evidence, output=str(run.output))
         self._jobs.log(record).emit(
             "job.exited",
@@ -269,7 +277,9 @@ class Runner:
     def _apply(self, record: JobRecord, move: Move, *, rest: bool) -> None:
         if record.state is State.STARTING and move.target is State.DONE:
             self._jobs.move(record.id, State.RUNNING)
-        unasked = move.outcome in ("stopped", "crashed") and record.state is not State.STOPPING
+        unasked = (
+            move.outcome in ("stopped", "stalled", "out_of_memory", "crashed") and record.state is not State.STOPPING
+        )
         if rest and unasked and move.target is State.QUEUED:
             self.resting[record.id] = utc_now() + move.rest
         else:

@@ -8,15 +8,27 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from qlora_engine.job import durable
 
 FORMAT = 1
 
 
+class Stall(BaseModel):
+    """Where a training process made no progress for too long."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    phase: str
+    step: int = Field(description="micro-batches done")
+
+    def __str__(self) -> str:
+        return f"{self.phase} at step {self.step}"
+
+
 class ExitRecord(BaseModel):
-    """Either an exit code or the signal that ended the process."""
+    """Either an exit code or the signal that ended the process, and what the worker knows beside."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,9 +38,20 @@ class ExitRecord(BaseModel):
     signal: str | None
     started: datetime
     ended: datetime
+    stalled: Stall | None = Field(default=None, description="the watchdog stopped it here")
+    memory: str | None = Field(default=None, description="what shows that it ended for want of memory, in words")
 
     @classmethod
-    def of(cls, returncode: int, *, attempt: int, started: datetime, ended: datetime) -> Self:
+    def of(
+        cls,
+        returncode: int,
+        *,
+        attempt: int,
+        started: datetime,
+        ended: datetime,
+        stalled: Stall | None = None,
+        memory: str | None = None,
+    ) -> Self:
         """From a return code as `subprocess` gives it: negative for a signal."""
         return cls(
             attempt=attempt,
@@ -36,6 +59,8 @@ class ExitRecord(BaseModel):
             signal=_name(-returncode) if returncode < 0 else None,
             started=started,
             ended=ended,
+            stalled=stalled,
+            memory=memory,
         )
 
     def store(self, path: Path) -> None:

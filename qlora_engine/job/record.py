@@ -34,6 +34,7 @@ class JobRecord(BaseModel):
     priority: int = 0
     attempt: int = Field(default=0, description="how often it was given to the worker")
     crashes: int = Field(default=0, description="crashes in a row without a new checkpoint")
+    stalls: dict[str, int] = Field(default={}, description="by phase, stalls in a row without a new checkpoint")
     created: datetime
     changed: datetime
     started: datetime | None = Field(default=None, description="first training process")

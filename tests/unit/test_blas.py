@@ -16,7 +16,7 @@ from qlora_engine.job.errors import BadSetting, Exit
 from qlora_engine.job.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or not blas._installed("mlx-cpu"), reason="MLX's CPU backend on Linux alone"
+    not sys.platform.startswith("linux") or not blas.installed("mlx-cpu"), reason="MLX's CPU backend on Linux alone"
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from qlora_daemon.outcome import Evidence, Move, after_exit
 from qlora_engine.job.events import Event
-from qlora_engine.job.exits import ExitRecord
+from qlora_engine.job.exits import ExitRecord, Stall
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State, check_move
 
@@ -24,13 +24,21 @@ def decide(
     cancel: bool = False,
     failure: Event | None = None,
     finished: bool = False,
+    stalled: Stall | None = None,
+    stalls: dict[str, int] | None = None,
+    memory: str | None = None,
+    rung: Event | None = None,
 ) -> Move:
     record = JobRecord(
         id="20261122-000000-a", name="a", state=state, created=NOW, changed=NOW,
-        attempt=1, crashes=crashes, cancel_requested=cancel,
+        attempt=1, crashes=crashes, stalls=stalls or {}, cancel_requested=cancel,
     )  # fmt: skip
-    ended = None if returncode is None else ExitRecord.of(returncode, attempt=1, started=NOW, ended=NOW)
-    move = after_exit(record, Evidence(ended, failure, finished), output="output.log")
+    ended = (
+        ExitRecord.of(returncode, attempt=1, started=NOW, ended=NOW, stalled=stalled, memory=memory)
+        if returncode is not None
+        else None
+    )
+    move = after_exit(record, Evidence(ended, failure, finished, rung), output="output.log")
     if not (state is State.STARTING and move.target is State.DONE):  # which goes by way of running
         check_move(record.id, state, move.target)
     return move
@@ -105,6 +113,58 @@ def test_what_the_system_refuses_is_tried_again_after_a_rest() -> None:
     assert "Mend." in move.reason
     assert move.rest > decide(75).rest
     assert decide(71).target is State.QUEUED
+
+
+@pytest.mark.parametrize("returncode", [-9, -15, -10, 75, 1])
+def test_a_stall_is_a_stall_however_the_process_ended_then(returncode: int) -> None:
+    """The watchdog ended it; counted as crashes, two stalls and a crash would fail the job."""
+    move = decide(returncode, stalled=Stall(phase="train", step=120), crashes=2)
+    assert (move.target, move.outcome) == (State.QUEUED, "stalled")
+    assert move.changes == {"stalls": {"train": 1}}
+    assert "stalled in train at step 120" in move.reason
+
+
+def test_three_stalls_in_one_phase_fail_the_job() -> None:
+    """What stands still at the same place three times does so for ever."""
+    place = Stall(phase="train", step=120)
+    assert decide(-9, stalled=place, stalls={"train": 1, "load": 2}).changes == {"stalls": {"train": 2, "load": 2}}
+    third = decide(-9, stalled=place, stalls={"train": 2})
+    assert (third.target, third.outcome) == (State.FAILED, "stalled")
+    assert "max_seq_length: 256" in third.reason
+    assert decide(0, stalled=place, stalls={"train": 2}).target is State.DONE  # it had its result
+
+
+def test_a_stall_while_the_job_is_being_stopped_is_a_stop() -> None:
+    """The next start is on a machine that is not shutting down."""
+    move = decide(-9, State.STOPPING, stalled=Stall(phase="save", step=3), stalls={"save": 2})
+    assert (move.target, move.outcome, dict(move.changes)) == (State.QUEUED, "stopped", {})
+    cancelled = decide(-9, State.STOPPING, stalled=Stall(phase="save", step=3), cancel=True)
+    assert cancelled.target is State.CANCELLED
+
+
+@pytest.mark.parametrize("returncode", [-9, -11, -6, 1])
+def test_an_end_for_want_of_memory_is_no_crash(returncode: int) -> None:
+    """The next attempt lays itself out smaller, as often as there are ways to."""
+    move = decide(returncode, memory="killed by the system", crashes=2)
+    assert (move.target, move.outcome, dict(move.changes)) == (State.QUEUED, "out_of_memory", {})
+    assert "killed by the system" in move.reason
+
+
+def test_want_of_memory_before_training_began_is_a_crash() -> None:
+    """Nothing that early can step down, so it would be tried for ever."""
+    move = decide(-11, State.STARTING, memory="SIGSEGV under a memory limit of 4 GB", crashes=2)
+    assert (move.target, move.outcome) == (State.FAILED, "crashed")
+    assert "memory limit of 4 GB" in move.reason
+
+
+def test_a_step_down_the_ladder_says_what_changes() -> None:
+    """A person who wonders why the job is slower finds it in its state."""
+    rung: Event = {"event": "ladder.rung", "reason": "no room", "change": "micro-batches of 2"}
+    move = decide(75, rung=rung)
+    assert (move.target, move.outcome) == (State.QUEUED, "out_of_memory")
+    assert "no room" in move.reason
+    assert "micro-batches of 2" in move.reason
+    assert decide(65, rung=rung, failure=FAILURE).target is State.FAILED  # no step was left
 
 
 def test_every_exit_is_decided_in_every_active_state() -> None:

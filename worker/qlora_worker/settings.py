@@ -34,6 +34,12 @@ class Settings(EngineSettings):
     cancel_seconds: float = Field(
         default=4.0, gt=0, le=60, description="time to reach a checkpoint when a job is cancelled"
     )
+    stall_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        le=86_400,
+        description="least time without progress in training that counts as a stall; other phases get more",
+    )
     log_bytes: int = Field(default=10_000_000, ge=10_000, description="size at which the service log is rotated")
     log_files: int = Field(default=5, ge=1, le=1000, description="rotated service logs that are kept")
 

@@ -1,6 +1,6 @@
 """What runs in the training process: `python -P -m qlora_worker.task ID ATTEMPT --parent-fd N`.
 
-Ends with 0 when the job is done, 75 when it stopped at a checkpoint (or may not train at all), and with the code
+Ends with 0 when the job is done, 75 when another attempt goes on (or this one may not train at all), and with the code
 of its error otherwise, after a `training.failed` event. What it prints goes to the run's output.log.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import os
+import signal
 import sys
 from contextlib import suppress
 
@@ -16,7 +17,9 @@ from qlora_engine.job import lock
 from qlora_engine.job.errors import AttemptOutdated, Exit, GpuBusy
 from qlora_engine.job.events import EventLog, file_sink
 from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.pulse import Pulse
 from qlora_engine.job.record import JobRecord
+from qlora_engine.job.report_process import report_on
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.states import State
 from qlora_engine.job.unforeseen import explained
@@ -32,6 +35,7 @@ def main() -> int:
     faulthandler.enable()
     settings = EngineSettings.read()
     run = settings.folders.run(arguments.job)
+    write_stacks_on_request(run)
     logs: list[EventLog] = []  # none until it is certain that this attempt may write
 
     def announce(cause: str) -> None:
@@ -48,7 +52,20 @@ def main() -> int:
             return refused.exit_code
         logs.append(EventLog([file_sink(run.events)], job=run.id, attempt=arguments.attempt))
     with held:
-        return _train(run, logs[0], arguments.attempt, stop)
+        code = _train(run, logs[0], arguments.attempt, stop)
+    if settings.report and code != Exit.TEMPFAIL:  # a run that goes on is not worth a page yet
+        report_on(run, logs[0])
+    return code
+
+
+def write_stacks_on_request(run: RunFolder) -> None:
+    """Have SIGUSR1 append the stacks of all threads to the run's `stacks.txt`, whatever they are doing.
+
+    Written by the C handler, so that it also works while a native call never returns.
+    """
+    with suppress(OSError):  # no room for the file: then a stall ends the process without stacks
+        file = run.stacks.open("ab", buffering=0)  # open until the process ends; faulthandler holds it
+        faulthandler.register(signal.SIGUSR1, file=file, all_threads=True, chain=False)
 
 
 def _parse() -> argparse.Namespace:
@@ -83,7 +100,8 @@ def _train(run: RunFolder, log: EventLog, attempt: int, stop: StopRequest) -> in
             from qlora_engine.training.run import Outcome, train  # noqa: PLC0415  # seconds of imports
 
             job = ResolvedJob.load(run.spec)
-        outcome = train(job, run, log=log, metrics=metrics, stop=stop)
+        pulse = Pulse(run.pulse, attempt)
+        outcome = train(job, run, attempt=attempt, log=log, metrics=metrics, stop=stop, pulse=pulse)
     except Exception as error:  # noqa: BLE001  # the last chance to say what happened
         failure = explained(error, run.output)
         with suppress(OSError):  # a full disk takes no line either; the exit code says it

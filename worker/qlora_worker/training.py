@@ -13,9 +13,10 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 
-from qlora_engine.job.exits import ExitRecord
+from qlora_engine.job.exits import ExitRecord, Stall
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.record import utc_now
+from qlora_worker.memory_evidence import MemoryWatch, out_of_memory
 
 TASK_MODULE = "qlora_worker.task"
 
@@ -41,6 +42,8 @@ class TrainingProcess:
         self._run, self._attempt = run, attempt
         self._temporary = run.path / ".tmp"
         self._temporary.mkdir(mode=0o700, exist_ok=True)
+        self._memory = MemoryWatch(run.output)
+        self._killed = False
         reads, self._writes = os.pipe()
         self._started: datetime = utc_now()
         try:
@@ -72,6 +75,24 @@ class TrainingProcess:
         """Whether it has ended; never waits."""
         return self._process.poll() is not None
 
+    def wait(self, seconds: float) -> bool:
+        """Whether it ends within this time."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self.has_ended()
+
+    def sample_memory(self) -> None:
+        """Note how much memory is left; the last note before its end counts."""
+        self._memory.sample()
+
+    def ask_for_stacks(self) -> None:
+        """Have it append its threads' stacks to the run's `stacks.txt`.
+
+        A process that SIGSTOP holds does so once it is let go on, which costs nothing: whoever asks ends it next.
+        """
+        self._process.send_signal(signal.SIGUSR1)
+        self._process.send_signal(signal.SIGCONT)
+
     def ask_to_stop(self) -> None:
         """First time: stop at a checkpoint. Second time: stop at once."""
         self._process.send_signal(signal.SIGTERM)
@@ -79,11 +100,15 @@ class TrainingProcess:
     def kill(self) -> None:
         """End it and whatever it started."""
         if not self.has_ended():
+            self._killed = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def record_exit(self) -> ExitRecord:
+    def record_exit(self, stalled: Stall | None = None) -> ExitRecord:
         """Write down how it ended. It must have.
+
+        Args:
+            stalled: where the watchdog ended it.
 
         Raises:
             OSError: the run folder is gone or the disk is full.
@@ -92,7 +117,15 @@ class TrainingProcess:
         if code != 0:
             # A library that MLX's CPU compiler had half written would crash every later start.
             shutil.rmtree(self._temporary, ignore_errors=True)
-        record = ExitRecord.of(code, attempt=self._attempt, started=self._started, ended=utc_now())
+        evidence = self._memory.evidence(code, killed_here=self._killed or stalled is not None)
+        record = ExitRecord.of(
+            code,
+            attempt=self._attempt,
+            started=self._started,
+            ended=utc_now(),
+            stalled=stalled,
+            memory=out_of_memory(evidence),
+        )
         record.store(self._run.exit(self._attempt))
         return record
 

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import time
 import uuid
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from rq import SpawnWorker
 from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
 
-from qlora_engine.blas import training_environment
+from qlora_engine import launch
 from qlora_engine.job.errors import Exit
 from qlora_engine.job.exits import ExitRecord
 from qlora_engine.job.record import utc_now
@@ -28,6 +29,7 @@ from qlora_worker.connection import connect, keys_of
 from qlora_worker.queue import TROUBLE, forget, read_rq_arguments
 from qlora_worker.settings import Settings
 from qlora_worker.training import TASK_MODULE, TrainingProcess
+from qlora_worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from rq import Queue
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 TTL_SECONDS = 30  # of the worker's key; RQ adds 60
 HEARTBEAT_SECONDS = 5.0
+LOOK_SECONDS = 1.0  # memory runs out within seconds, and afterwards nothing shows it
 
 
 class TrainingWorker(SpawnWorker):
@@ -88,20 +91,29 @@ class TrainingWorker(SpawnWorker):
             now = utc_now()
             ExitRecord.of(Exit.TEMPFAIL, attempt=attempt, started=now, ended=now).store(run.exit(attempt))
             return
-        environment = training_environment(self._settings.cpu_blas, run)
+        environment = launch.environment(self._settings.cpu_blas, run)
         with TrainingProcess(run, attempt, environment, task_module=self._task_module) as training:
             self._training = training
             try:
                 if self._is_stopping():  # asked while the process was being spawned
                     training.ask_to_stop()
                 self.log.info("attempt %d of %s runs as process %d", attempt, job_id, training.pid)
-                while not training.has_ended():
-                    self._wakeup.wait(HEARTBEAT_SECONDS)
-                    self.heartbeat()
+                watchdog = Watchdog(run, attempt, self._settings.stall_seconds)
+                self._watch(training, watchdog)
             finally:
                 self._training = None
-            exit_record = training.record_exit()
+            exit_record = training.record_exit(watchdog.stalled)
         self.log.info("attempt %d of %s: %s", attempt, job_id, exit_record.signal or exit_record.code)
+
+    def _watch(self, training: TrainingProcess, watchdog: Watchdog) -> None:
+        heartbeat_due = time.monotonic() + HEARTBEAT_SECONDS
+        while not training.has_ended():
+            self._wakeup.wait(min(LOOK_SECONDS, watchdog.every))
+            training.sample_memory()
+            watchdog.look(training)
+            if time.monotonic() >= heartbeat_due:
+                self.heartbeat()
+                heartbeat_due = time.monotonic() + HEARTBEAT_SECONDS
 
     def _record_refusal(self, job_id: str, attempt: int, error: Exception) -> None:
         """Say why nothing was trained. Should that fail too, the daemon finds the attempt lost."""
