@@ -76,7 +76,7 @@ class Client:
             JobRejected: it is not a valid job; says what, where, and the remedy.
             DaemonUnavailable: the daemon does not run or does not answer.
         """
-        file = _job_file(Path(path).expanduser())
+        file = job_file_in(Path(path).expanduser())
         # Read behind links, which are refused only where somebody else may have put them.
         text, _ = read_job_file(file.resolve())
         payload = {"text": text, "name": file.name, "base": str(file.absolute().parent)}
@@ -166,7 +166,8 @@ class Client:
         return record
 
 
-def _job_file(path: Path) -> Path:
+def job_file_in(path: Path) -> Path:
+    """The job file that a path names: itself, or job.yaml (or its kin) in a folder. Raises `NoJobFile`."""
     if path.is_dir():
         for suffix in SUFFIXES:
             if (path / f"job{suffix}").is_file():

@@ -75,6 +75,28 @@ def submit(
     _note(f"Watch it: qlora logs -f {job_id}")
 
 
+@app.command()
+def validate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A job file, or a folder that holds job.yaml.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a job file needs before it is submitted: data, memory, time, and what is wrong with it.
+
+    Nothing is submitted, and no daemon is needed. Then: `qlora submit FILE`.
+    """
+    from qlora_client.validate import as_json as for_machines
+    from qlora_client.validate import exit_code, show
+    from qlora_client.validate import validate as look
+    from qlora_worker.settings import Settings
+
+    verdict = look(file, Settings.read())
+    if as_json:
+        _print_json(for_machines(verdict))
+    else:
+        show(verdict, _console())
+    raise typer.Exit(exit_code(verdict))
+
+
 @app.command("ls")
 def list_jobs(
     every: Annotated[bool, typer.Option("--all", help=f"All jobs, not only the newest {LISTED}.")] = False,
@@ -138,6 +160,26 @@ def logs(
         print_service_log(client.home, _console(), follow=follow, as_json=as_json, last=SERVICE_LOG_LINES)
     else:
         print_job_log(client, client.run(job), _console(), follow=follow, as_json=as_json)
+
+
+@app.command("report")
+def write_report(
+    job: JobId,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Write the report of a job, as far as it has come, and print its path.
+
+    One page that opens without a network: curves, memory, what happened, answers before and after training.
+    """
+    from qlora_engine.job import report_process
+
+    path = report_process.write_report(_client().run(job))
+    typer.echo(path)
+    if open_it:
+        import webbrowser
+
+        if not webbrowser.open(path.as_uri()):
+            _note("No browser can be opened here. Open the file yourself.")
 
 
 @app.command()

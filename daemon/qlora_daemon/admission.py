@@ -29,6 +29,7 @@ from qlora_engine.job.folder import Home, RunFolder, new_job_id
 from qlora_engine.job.record import JobRecord, utc_now
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.states import State
+from qlora_engine.job.survey import Survey
 from qlora_worker.messages import Answer, Submission
 from qlora_worker.queue import Received
 
@@ -97,13 +98,13 @@ class Admission:
         if received.key not in self._open:
             self._begin(claim_request(self._home, received.key, submission))
 
-    def examined(self, key: str, verdict: ResolvedJob | QloradError) -> None:
-        """Act on the examiner's verdict."""
+    def examined(self, key: str, verdict: ResolvedJob | QloradError, survey: Survey | None = None) -> None:
+        """Act on the examiner's verdict, and say what it found out."""
         claim = self._open[key]
         if isinstance(verdict, QloradError):
             self._reject(claim, verdict)
         else:
-            self._accept(claim, verdict)
+            self._accept(claim, verdict, survey)
 
     def _begin(self, claim: Claim) -> None:
         self._open[claim.key] = claim
@@ -112,14 +113,17 @@ class Admission:
         else:
             self._examine(claim)
 
-    def _accept(self, claim: Claim, job: ResolvedJob) -> None:
+    def _accept(self, claim: Claim, job: ResolvedJob, survey: Survey | None) -> None:
         name = job.spec.name or _name_of(claim)
         job_id = new_job_id(name, utc_now(), self._home.runs)
         record = JobRecord.new(job_id, name, priority=job.spec.priority, request=claim.key)
         accepted = self._home.accepted / job_id
         self._make_run(record, rebase(job, claim.source.resolve(), accepted.resolve()), claim.job_file)
         self._jobs.add(record)
-        self._jobs.log(record).emit("job.accepted", name=name, model=job.spec.model, source=claim.name)
+        log = self._jobs.log(record)
+        log.emit("job.accepted", name=name, model=job.spec.model, source=claim.name)
+        if survey is not None:
+            log.emit("job.examined", **survey.as_event())
         self._hand_back(claim, job_id)
         self._jobs.move(job_id, State.QUEUED)
         self._close(claim, Answer.done(job_id, "accepted"))

@@ -18,18 +18,25 @@ from qlora_daemon.claims import Claim
 from qlora_daemon.mail import Examined, Post
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.examine import ExamineRequest, Verdict
-from qlora_engine.job.resolved import ResolvedJob
 
 LIMIT_SECONDS = 600.0  # reading some ten gigabytes of data
-LIMIT_BYTES = 4 << 30  # of address space, where the system can limit it
+LIMIT_BYTES = 4 << 30  # of memory, where the system can limit it
+SURVEY = "qlora_engine.training.survey"
 
 
 class Examiner(threading.Thread):
-    """Examines claims in the order in which they were handed over, until `stop`."""
+    """Examines claims in the order in which they were handed over, until `stop`.
 
-    def __init__(self, home: Path, post: Post, *, limit_seconds: float = LIMIT_SECONDS) -> None:
+    Args:
+        home: QLORAD_HOME.
+        post: takes the verdicts.
+        module: what the process runs; `qlora_engine.job.examine` does without the model and its tokenizer.
+        limit_seconds: a process may take.
+    """
+
+    def __init__(self, home: Path, post: Post, *, module: str = SURVEY, limit_seconds: float = LIMIT_SECONDS) -> None:
         super().__init__(name="examiner", daemon=True)
-        self._home, self._post, self._limit = home, post, limit_seconds
+        self._home, self._post, self._module, self._limit = home, post, module, limit_seconds
         self._claims: SimpleQueue[Claim | None] = SimpleQueue()
         self._guard = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -53,9 +60,20 @@ class Examiner(threading.Thread):
             verdict = self._examine(claim)
             if self._stopped:
                 return
-            self._post(Examined(claim.key, verdict))
+            self._post(verdict)
 
-    def _examine(self, claim: Claim) -> ResolvedJob | QloradError:
+    def _examine(self, claim: Claim) -> Examined:
+        try:
+            verdict = self._verdict(claim)
+        except QloradError as error:
+            return Examined(claim.key, error)
+        if verdict.job is not None:
+            return Examined(claim.key, verdict.job, verdict.survey)
+        return Examined(
+            claim.key, JobRejected(verdict.what or "It is not a job.", where=verdict.where, remedy=verdict.remedy)
+        )
+
+    def _verdict(self, claim: Claim) -> Verdict:
         request = ExamineRequest(
             job_file=str(claim.job_file),
             home=str(self._home),
@@ -65,28 +83,25 @@ class Examiner(threading.Thread):
         try:
             code, output, complaint = self._ask(request.model_dump_json().encode())
         except subprocess.TimeoutExpired:
-            return JobRejected(
+            raise JobRejected(
                 f"Examining {claim.name} took longer than {self._limit:g} seconds.",
                 where=claim.name,
                 remedy="Split or shrink its data, or check the disk that it lies on.",
-            )
+            ) from None
         except OSError as error:
-            return _gave_up(claim, f"could not be started ({error.strerror})", "")
+            raise _gave_up(claim, f"could not be started ({error.strerror})", "") from None
         try:
-            verdict = Verdict.model_validate_json(output)
+            return Verdict.model_validate_json(output)
         except ValidationError:
             how = f"ended with code {code}" if code >= 0 else f"was ended by signal {-code}"
-            return _gave_up(claim, how, complaint)
-        if verdict.job is not None:
-            return verdict.job
-        return JobRejected(verdict.what or "It is not a job.", where=verdict.where, remedy=verdict.remedy)
+            raise _gave_up(claim, how, complaint) from None
 
     def _ask(self, request: bytes) -> tuple[int, bytes, str]:
         with self._guard:
             if self._stopped:
                 return -signal.SIGTERM, b"", ""
             process = self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "qlora_engine.job.examine"],
+                [sys.executable, "-P", "-m", self._module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -115,11 +130,14 @@ def _gave_up(claim: Claim, how: str, complaint: str) -> JobRejected:
 
 
 def _limit_memory(pid: int) -> None:
-    """Keep a hostile file from taking the machine's memory. Only Linux can limit another process."""
+    """Keep a hostile file from taking the machine's memory. Only Linux can limit another process.
+
+    What is limited is data, not address space, of which a GPU's libraries reserve more than there is memory.
+    """
     prlimit = getattr(resource, "prlimit", None)
     if prlimit is not None:
         with contextlib.suppress(OSError, ValueError):  # it has ended, or its limits are lower already
-            prlimit(pid, resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
+            prlimit(pid, resource.RLIMIT_DATA, (LIMIT_BYTES, LIMIT_BYTES))
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

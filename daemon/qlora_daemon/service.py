@@ -14,7 +14,7 @@ from qlora_daemon.admission import Admission
 from qlora_daemon.children import Children
 from qlora_daemon.desk import Desk
 from qlora_daemon.dispatcher import Conditions, next_job
-from qlora_daemon.examiner import Examiner
+from qlora_daemon.examiner import SURVEY, Examiner
 from qlora_daemon.inbox import Inbox
 from qlora_daemon.intake import BLOCK_SECONDS, Intake
 from qlora_daemon.jobs import JobTable
@@ -49,12 +49,15 @@ SETTLE_SECONDS = 4.0  # for the exit of the active attempt, once its worker has 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "qlora_worker")
 
 
-def serve(settings: Settings, *, worker_command: tuple[str, ...] = WORKER_COMMAND) -> None:
+def serve(
+    settings: Settings, *, worker_command: tuple[str, ...] = WORKER_COMMAND, examiner_module: str = SURVEY
+) -> None:
     """Run the daemon until a signal ends it.
 
     Args:
         settings: as read from the environment.
         worker_command: starts the worker; tests give it another training module.
+        examiner_module: examines a job in a process of its own.
 
     Raises:
         AlreadyRunning: another daemon serves this home.
@@ -74,13 +77,15 @@ def serve(settings: Settings, *, worker_command: tuple[str, ...] = WORKER_COMMAN
     with held:
         mail: SimpleQueue[Message] = SimpleQueue()
         with signals.as_messages(mail.put):
-            Service(settings, mail, worker_command).run()
+            Service(settings, mail, worker_command, examiner_module).run()
 
 
 class Service:
     """One daemon, from start to stop. The caller holds the home's lock."""
 
-    def __init__(self, settings: Settings, mail: SimpleQueue[Message], worker_command: tuple[str, ...]) -> None:
+    def __init__(
+        self, settings: Settings, mail: SimpleQueue[Message], worker_command: tuple[str, ...], examiner_module: str
+    ) -> None:
         home, post, keys = settings.folders, mail.put, keys_of(settings)
         self._settings, self._home, self._mail = settings, home, mail
         self._sinks: list[Sink] = [RotatingLog(home.service_log, max_bytes=settings.log_bytes, keep=settings.log_files)]
@@ -99,7 +104,7 @@ class Service:
             relay=self._relay,
         )
         self._desk = Desk(Requests(quick, keys), self._jobs, self._health, self._log)
-        self._examiner = Examiner(home.path, post)
+        self._examiner = Examiner(home.path, post, module=examiner_module)
         self._admission = Admission(
             home, self._jobs, examine=self._examiner.hand_over, reply=self._desk.reply, log=self._log
         )
@@ -233,8 +238,8 @@ class Service:
                 self._admission.take(found, problem)
             case FolderWatched(lost):
                 self._say_watched(lost)
-            case Examined(key, verdict):
-                self._admission.examined(key, verdict)
+            case Examined(key, verdict, survey):
+                self._admission.examined(key, verdict, survey)
             case Asked(received):
                 self._desk.carry_out(received, self._admission, self._runner)
             case QueueFailed(reason):

@@ -48,10 +48,11 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             if raw.strip():
-                yield number, _parse_row(raw, path, number)
+                yield number, parse_row(raw, path, number)
 
 
-def _parse_row(raw: bytes, path: Path, number: int) -> dict[str, Any]:
+def parse_row(raw: bytes, path: Path, number: int) -> dict[str, Any]:
+    """One line of a JSON Lines file as a row. Raises `DataRejected`."""
     try:
         row = json.loads(raw)
     except UnicodeDecodeError:
@@ -147,7 +148,7 @@ def _check_file(path: Path, spec: JobSpec) -> DataFile:
                 digest.update(raw)
                 if not raw.strip():
                     continue
-                row = _parse_row(raw, path, number)
+                row = parse_row(raw, path, number)
                 kind = kind or format_of(row, spec, path, number)
                 check_row(row, kind, spec, path, number)
                 rows += 1

@@ -11,6 +11,7 @@ import errno
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,7 +20,9 @@ from qlora_engine.job.errors import DataRejected, JobRejected, ModelRejected, Ql
 from qlora_engine.job.jobfile import read_job_file
 from qlora_engine.job.models import resolve
 from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.job.services import check_installed
 from qlora_engine.job.spec import JobSpec, validate
+from qlora_engine.job.survey import Survey
 
 
 class ExamineRequest(BaseModel):
@@ -31,17 +34,31 @@ class ExamineRequest(BaseModel):
     home: str
     base: str | None = None  # the folder that relative paths start from; None forbids them
     shown_as: str  # what the user calls the file
+    measure: str | None = None  # the GPU lock: a survey may time the device while it is free
 
 
 class Verdict(BaseModel):
-    """The outcome: a resolved job, or what is wrong with it."""
+    """The outcome: a resolved job, or what is wrong with it; with what a survey found out beside."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     job: ResolvedJob | None = None
+    survey: Survey | None = None
+    exit_code: int = 0
     what: str | None = None
     where: str | None = None
     remedy: str | None = None
+
+    @classmethod
+    def against(cls, error: QloradError) -> Self:
+        """A rejection."""
+        return cls(what=error.what, where=error.where, remedy=error.remedy, exit_code=int(error.exit_code))
+
+
+def examine_request(request: ExamineRequest) -> ResolvedJob:
+    """`examine` as a request asks for it."""
+    base = Path(request.base) if request.base else None
+    return examine(Path(request.job_file), home=Path(request.home), base=base, shown_as=request.shown_as)
 
 
 def examine(job_file: Path, *, home: Path, base: Path | None, shown_as: str | None = None) -> ResolvedJob:
@@ -58,6 +75,7 @@ def examine(job_file: Path, *, home: Path, base: Path | None, shown_as: str | No
     """
     _, text = read_job_file(job_file)
     spec = validate(text)
+    check_installed(spec)
     shown = shown_as or job_file.name
     model_path = find_model(spec.model, home=home, base=base)
     return ResolvedJob(
@@ -227,15 +245,9 @@ def main() -> int:
     """Read a request, print the verdict; 0 in either case, since a rejection is an answer."""
     request = ExamineRequest.model_validate_json(sys.stdin.buffer.read())
     try:
-        job = examine(
-            Path(request.job_file),
-            home=Path(request.home),
-            base=Path(request.base) if request.base else None,
-            shown_as=request.shown_as,
-        )
-        verdict = Verdict(job=job)
+        verdict = Verdict(job=examine_request(request))
     except QloradError as error:
-        verdict = Verdict(what=error.what, where=error.where, remedy=error.remedy)
+        verdict = Verdict.against(error)
     sys.stdout.write(verdict.model_dump_json() + "\n")
     return 0
 

@@ -1,0 +1,196 @@
+"""Survey a job before it is accepted: examine it, count its tokens, estimate its memory and its time.
+
+Runs as a short-lived process of its own (`python -P -m qlora_engine.training.survey`) and speaks as
+`qlora_engine.job.examine` does: one `ExamineRequest` on standard input, one `Verdict` on standard output. It reads
+no weights and, unless the request says to measure, does not touch the GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import psutil
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import load_tokenizer
+
+from qlora_engine.job.errors import DataRejected, ModelRejected, QloradError
+from qlora_engine.job.examine import ExamineRequest, Verdict, examine_request
+from qlora_engine.job.folder import Home
+from qlora_engine.job.preflight.backends import Name
+from qlora_engine.job.preflight.batch import WIDTH_STEP, Batch
+from qlora_engine.job.preflight.duration import Work, operations, speed_of_earlier, steps_of
+from qlora_engine.job.preflight.judgement import Fit, Machine, fit
+from qlora_engine.job.preflight.memory import GIGA
+from qlora_engine.job.preflight.shape import ModelShape, ShapeUnknown
+from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.survey import Survey
+from qlora_engine.training.ladder import Layout, next_rung
+from qlora_engine.training.memory import Device, limits_of
+from qlora_engine.training.model import on_cpu
+from qlora_engine.training.tally import Tally, tally
+from qlora_engine.training.throughput import measured_speed
+
+USABLE = 0.9  # of the machine's memory, where nothing else sets a limit
+LOOK_SECONDS = 60.0  # at the rows of a file; what is left is estimated
+
+
+def survey(job: ResolvedJob, home: Home, *, gpu_lock: Path | None = None, seconds: float = LOOK_SECONDS) -> Survey:
+    """What a job's data and model show.
+
+    Args:
+        job: examined.
+        home: whose earlier runs tell how fast training is.
+        gpu_lock: time the device for the estimate of the time, while this lock is free; None leaves it alone.
+        seconds: to spend on the rows of each file.
+
+    Raises:
+        JobRejected: no row has a target, or the job surely does not fit into memory.
+        ModelRejected: the tokenizer cannot be loaded.
+    """
+    machine = find_machine(job.spec)
+    known = Survey(backend=machine.backend, limit_gb=machine.limit / GIGA, limit_source=machine.source)
+    if job.model_path is None:
+        return _with(known, f"The model {job.spec.model} is not on this machine yet, so its memory is not known.")
+    if not job.data:
+        return _with(known, "The data set comes from the hub and is looked at when training begins.")
+    tokenizer = _tokenizer(Path(job.model_path), job.spec.model)
+    rows = tally(job.data["train"], job.spec, tokenizer, seconds=seconds)
+    _check_targets(job, rows)
+    known = _counted(known, job, rows)
+    try:
+        shape = ModelShape.of(json.loads((Path(job.model_path) / "config.json").read_bytes()))
+    except (ShapeUnknown, ValueError) as unknown:
+        return _with(known, f"The memory that this model needs is not known: {unknown}.")
+    batch = Batch.widest(job.spec, rows=rows.rows, longest=rows.longest, targets=rows.most_targets)
+    judged = fit(job.spec, shape, batch, machine, list(_ladder(job.spec, batch)))
+    work = _work(job, rows)
+    if earlier := speed_of_earlier(job, home, machine.backend):
+        time, source = earlier.seconds(work), earlier.source
+    elif gpu_lock is not None and (speed := measured_speed(shape, batch, gpu_lock)):
+        time, source = operations(job.spec, shape, work, batch) / speed, "rough, from a short measurement"
+    else:
+        return _judged(known, judged)
+    return _judged(known, judged).model_copy(update={"seconds": round(time, 1), "seconds_source": source})
+
+
+def find_machine(spec: JobSpec) -> Machine:
+    """The device that training would use and its limits.
+
+    What is free at the moment says little: another job may be running, which will have ended by then.
+    """
+    limits, room = limits_of(spec.memory, Device.found()), int(USABLE * psutil.virtual_memory().total)
+    backend: Name = "cpu" if on_cpu() else "metal" if mx.metal.is_available() else "cuda"
+    if limits.limit is None:
+        return Machine(backend, room, "the machine's memory", room)
+    return Machine(backend, limits.limit, limits.source, room)
+
+
+def _tokenizer(path: Path, name: str) -> TokenizerWrapper:
+    config = json.loads((path / "config.json").read_bytes())
+    try:
+        found: TokenizerWrapper = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+    except Exception as error:
+        raise ModelRejected(
+            f"The tokenizer of `{name}` cannot be loaded: {type(error).__name__}: {error}",
+            where=str(path),
+            remedy="Check that the folder holds tokenizer.json and tokenizer_config.json of this model.",
+        ) from error
+    return found
+
+
+def _check_targets(job: ResolvedJob, rows: Tally) -> None:
+    if rows.supervised or rows.sampled is not None:
+        return
+    longer = rows.longest > job.spec.max_seq_length
+    raise DataRejected(
+        "No training row has anything to learn"
+        + (f": every prompt fills max_seq_length {job.spec.max_seq_length}." if longer else "."),
+        where=job.data["train"].path,
+        remedy=f"Set max_seq_length to {rows.longest}, or shorten the prompts."
+        if longer
+        else "With `mask_prompt`, only what an assistant says is learned: check the roles and completions.",
+    )
+
+
+def _counted(known: Survey, job: ResolvedJob, rows: Tally) -> Survey:
+    valid = job.data["valid"].rows if "valid" in job.data else 0
+    about = "about " if rows.sampled else ""
+    warnings = []
+    if rows.truncated:
+        warnings.append(
+            f"{about.capitalize()}{rows.truncated:,} of {rows.rows:,} rows are longer than max_seq_length "
+            f"{job.spec.max_seq_length}: {rows.lost_share:.1%} of the tokens are cut; {rows.longest:,} would keep all."
+        )
+    if rows.nothing_to_learn:
+        warnings.append(f"{about.capitalize()}{rows.nothing_to_learn:,} of {rows.rows:,} rows have nothing to learn.")
+    if not valid:
+        warnings.append("There is no validation data, so nothing shows whether the model learns more than the rows.")
+    return known.model_copy(
+        update={
+            "rows": rows.rows, "tokens": rows.tokens, "supervised": rows.supervised, "truncated": rows.truncated,
+            "lost_share": round(rows.lost_share, 6), "nothing_to_learn": rows.nothing_to_learn,
+            "longest": rows.longest, "sampled": rows.sampled, "valid": valid,
+            "steps": steps_of(job.spec, rows.rows), "warnings": warnings,
+        }
+    )  # fmt: skip
+
+
+def _judged(known: Survey, judged: Fit) -> Survey:
+    parts = {name: round(size / GIGA, 4) for name, size in judged.estimate.parts.items()}
+    peak = round(judged.estimate.total / GIGA, 3)
+    return _with(known.model_copy(update={"peak_gb": peak, "parts": parts}), *judged.warnings)
+
+
+def _with(known: Survey, *warnings: str) -> Survey:
+    return known.model_copy(update={"warnings": [*known.warnings, *warnings]})
+
+
+def _ladder(spec: JobSpec, batch: Batch) -> Iterator[tuple[str, Batch]]:
+    """What training steps down to when memory runs out."""
+    layout = Layout.of(spec)
+    while rung := next_rung(layout, spec):
+        layout = rung.layout
+        lower = batch.of_rows(min(batch.rows, layout.rows)).cut(layout.longest).recomputed(layout.recompute)
+        yield rung.change, lower
+
+
+def _work(job: ResolvedJob, rows: Tally) -> Work:
+    """Padding is half a step of the width a row, since rows of like length go together."""
+    spec = job.spec
+    steps = steps_of(spec, rows.rows)
+    seen = steps * spec.batch_size  # rows
+    kept = (rows.tokens - rows.lost) / rows.rows
+    validations = 2 + steps // spec.eval_every if "valid" in job.data and spec.val_batches else 0
+    valid = job.data["valid"].rows if validations else 0
+    each = valid if spec.val_batches < 0 else min(valid, spec.val_batches * spec.batch_size)
+    targets = rows.supervised / rows.rows
+    return Work(steps, seen * (kept + WIDTH_STEP / 2), seen * targets, validations * each * targets)
+
+
+def main() -> int:
+    """Read a request, print the verdict; 0 in either case, since a rejection is an answer."""
+    request = ExamineRequest.model_validate_json(sys.stdin.buffer.read())
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print, and the verdict must stand alone
+        verdict = verdict_on(request)
+    sys.stdout.write(verdict.model_dump_json() + "\n")
+    return 0
+
+
+def verdict_on(request: ExamineRequest) -> Verdict:
+    """The answer to a request."""
+    try:
+        job = examine_request(request)
+        lock = Path(request.measure) if request.measure else None
+        return Verdict(job=job, survey=survey(job, Home(Path(request.home)), gpu_lock=lock))
+    except QloradError as error:
+        return Verdict.against(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
