@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_lm.generate import stream_generate
 from mlx_lm.tuner.utils import load_adapters
 
 from qlora_engine.job import lock
@@ -21,6 +20,7 @@ from qlora_engine.job.datafiles import read_rows
 from qlora_engine.job.errors import DataRejected, GpuBusy, ModelRejected, QloradError
 from qlora_engine.settings import EngineSettings
 from qlora_engine.training.model import Base, load_folder
+from qlora_engine.training.samples import asked, generate
 
 
 def main() -> int:
@@ -63,16 +63,8 @@ def answers(model: Path, adapter: Path, prompts: Sequence[str], max_tokens: int)
 
 
 def _answer(base: Base, prompt: str, max_tokens: int) -> str:
-    tokenizer = base.tokenizer
-    tokens = (
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
-        )
-        if tokenizer.has_chat_template
-        else tokenizer.encode(prompt)
-    )
-    pieces = stream_generate(base.model, tokenizer, tokens, max_tokens=max_tokens)
-    return "".join(piece.text for piece in pieces).strip()
+    tokens = list(generate(base.model, base.tokenizer, asked(prompt, base.tokenizer), max_tokens))
+    return str(base.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
 def _prompt(row: dict[str, object], path: Path, line: int) -> str:

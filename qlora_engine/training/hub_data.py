@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from qlora_engine.job.datafiles import SPLITS, Split, check_row, format_of
+from qlora_engine.job.datafiles import SPLITS, DataFormat, Split, check_row, format_of
 from qlora_engine.job.errors import DataRejected
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.training.data import Document, tokenize
@@ -25,15 +26,11 @@ def read_hub_documents(spec: JobSpec, tokenizer: TokenizerWrapper) -> dict[Split
         DataRejected: it does not exist, cannot be fetched, or has no training rows.
     """
     documents: dict[Split, list[Document]] = {}
-    sources = spec.hf_dataset if isinstance(spec.hf_dataset, list) else [spec.hf_dataset]
-    for source in sources:
-        section = source or {}
-        reading = spec.model_copy(update={key: section[key] for key in FEATURES if key in section})
-        name = str(section.get("path", spec.data))
+    for section, reading, name in _sources(spec):
         for split in SPLITS:
             if split == "test" and not spec.test:
                 continue
-            rows = _load(name, split, section if source else None)
+            rows = list(_load(name, split, section))
             if rows:
                 documents.setdefault(split, []).extend(_tokenize(rows, f"{name} ({split})", reading, tokenizer))
     if not documents.get("train"):
@@ -41,21 +38,53 @@ def read_hub_documents(spec: JobSpec, tokenizer: TokenizerWrapper) -> dict[Split
     return documents
 
 
-def _load(name: str, split: Split, section: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def read_hub_rows(spec: JobSpec, count: int) -> Iterator[tuple[Mapping[str, Any], DataFormat, JobSpec]]:
+    """The first validation rows, or training rows without any, with their format and the job that names their features.
+
+    Raises:
+        DataRejected: the data set cannot be loaded.
+    """
+    sources = _sources(spec)
+    for split in ("valid", "train"):
+        found = 0
+        for section, reading, name in sources:
+            for number, row in enumerate(itertools.islice(_load(name, split, section), count - found), 1):
+                found += 1
+                yield row, format_of(row, reading, Path(name), number), reading
+        if found:
+            return
+
+
+def _sources(spec: JobSpec) -> list[tuple[Mapping[str, Any] | None, JobSpec, str]]:
+    """Each data set: its `hf_dataset` section, the job with the section's feature names, and the data set's name."""
+    sections = spec.hf_dataset if isinstance(spec.hf_dataset, list) else [spec.hf_dataset]
+    return [
+        (
+            section or None,
+            spec.model_copy(update={key: section[key] for key in FEATURES if key in section}) if section else spec,
+            str((section or {}).get("path", spec.data)),
+        )
+        for section in sections
+    ]
+
+
+def _load(name: str, split: Split, section: Mapping[str, Any] | None) -> Iterable[dict[str, Any]]:
     from datasets import load_dataset  # noqa: PLC0415  # an optional package, heavy to import
 
     try:
         if section is None:
             found = load_dataset(name)
-            return list(found[split]) if split in found else []
+            rows: Iterable[dict[str, Any]] = found.get(split, [])
+            return rows
         chosen = section.get(f"{split}_split", DEFAULT_SPLITS[split])
-        return list(load_dataset(name, split=chosen, **section.get("config", {}))) if chosen else []
+        rows = load_dataset(name, split=chosen, **section.get("config", {})) if chosen else []
     except Exception as error:
         raise DataRejected(
             f"The data set `{name}` cannot be loaded: {type(error).__name__}: {error}",
             where=f"data: {name}",
             remedy="Check the name, its splits and the network.",
         ) from error
+    return rows
 
 
 def _tokenize(rows: list[dict[str, Any]], source: str, spec: JobSpec, tokenizer: TokenizerWrapper) -> list[Document]:
