@@ -15,12 +15,15 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
+import numpy as np
 from mlx import nn
 from mlx_lm.models import llama
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from qlora_engine.training.dropout import DropoutKey
+from qlora_engine.training.frozen import dequantize_products
+from qlora_engine.training.head import Targets
 from qlora_engine.training.model import activation_type, on_cpu, replace_quantized
 from qlora_engine.training.recompute import checkpoint_layers
 from qlora_engine.training.step import TrainingStep
@@ -34,22 +37,34 @@ SHAPES = {
 }
 
 
-def model_of(shape: str, rank: int, *, recompute: bool) -> nn.Module:
-    """A llama model of this shape, quantized, with adapters on every linear layer."""
+def settings_of(shape: str) -> dict[str, Any]:
+    """The config of a llama model of this shape."""
     hidden, layers, mlp, heads, kv, dim, vocabulary, theta = SHAPES[shape]
-    arguments = llama.ModelArgs(
-        model_type="llama", hidden_size=hidden, num_hidden_layers=layers, intermediate_size=mlp,
-        num_attention_heads=heads, num_key_value_heads=kv, head_dim=dim, rms_norm_eps=1e-5,
-        vocab_size=vocabulary, rope_theta=theta, tie_word_embeddings=False,
-    )  # fmt: skip
-    model = llama.Model(arguments)
+    return {
+        "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": mlp,
+        "num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": dim, "rms_norm_eps": 1e-5,
+        "vocab_size": vocabulary, "rope_theta": theta, "tie_word_embeddings": False,
+    }  # fmt: skip
+
+
+def quantized(shape: str) -> nn.Module:
+    """A llama model of this shape with random weights in 4 bits, groups of 64."""
+    model = llama.Model(llama.ModelArgs.from_dict(settings_of(shape)))
     model.set_dtype(mx.bfloat16)
     nn.quantize(model, group_size=64, bits=4)
+    return model
+
+
+def model_of(shape: str, rank: int, *, recompute: bool, dequantize: bool) -> nn.Module:
+    """The same with adapters on every linear layer."""
+    model = quantized(shape)
     if on_cpu():
         replace_quantized(model)
     mx.eval(model.parameters())
     model.freeze()
-    linear_to_lora_layers(model, layers, {"rank": rank, "scale": 2.0, "dropout": 0.0})
+    if dequantize:
+        dequantize_products(model)
+    linear_to_lora_layers(model, len(model.layers), {"rank": rank, "scale": 2.0, "dropout": 0.0})
     if recompute:
         checkpoint_layers(model.layers)
     model.train()
@@ -60,27 +75,29 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second and peak memory of the step."""
     maybe_set_recommended_wired_limit()
     mx.random.seed(0)
-    model = model_of(arguments.shape, arguments.rank, recompute=arguments.recompute)
+    if arguments.limit_gb:
+        mx.set_memory_limit(int(arguments.limit_gb * 1e9))
+    model = model_of(arguments.shape, arguments.rank, recompute=arguments.recompute, dequantize=arguments.dequantize)
     dropout = DropoutKey()
     step = TrainingStep(
-        model, optim.AdamW(1e-5), activations=activation_type(model), dropout=dropout, grad_clip=None,
-        compiled=not on_cpu(),
+        model, optim.AdamW(1e-5), activations=activation_type(model), dropout=dropout, compiled=not on_cpu(),
     )  # fmt: skip
     shape = (arguments.rows, arguments.width + 1)
-    tokens, supervised = mx.random.randint(5, 32000, shape), mx.ones(shape, mx.bool_)
-    mx.eval(tokens, supervised)
+    targets = Targets(np.random.default_rng(0).integers(5, 32000, shape), np.ones(shape, bool))
     mx.reset_peak_memory()
     times = []
     for _ in range(arguments.steps):
         started = time.perf_counter()
-        loss, count = step.micro_batch(tokens, supervised, mx.random.key(0))
+        batch = step.micro_batch(targets, mx.random.key(0))
         step.update()
         times.append(time.perf_counter() - started)
     timed = sorted(times[arguments.steps // 3 :])
     return {
         "trainer": "qlorad", "shape": arguments.shape, "width": arguments.width, "rows": arguments.rows,
-        "recompute": arguments.recompute, "tokens_per_s": round(count / timed[len(timed) // 2]),
-        "peak_gb": round(mx.get_peak_memory() / 1e9, 2), "loss": round(loss / count, 4),
+        "recompute": arguments.recompute, "dequantize": arguments.dequantize, "limit_gb": arguments.limit_gb,
+        "active_gb": round(mx.get_active_memory() / 1e9, 2),
+        "tokens_per_s": round(batch.count / timed[len(timed) // 2]),
+        "peak_gb": round(mx.get_peak_memory() / 1e9, 2), "loss": round(batch.loss / batch.count, 4),
         "slowest_s": round(timed[-1], 4), "fastest_s": round(timed[0], 4), "first_s": round(times[0], 1),
     }  # fmt: skip
 
@@ -92,5 +109,7 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=1, help="rows a micro-batch")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing of every layer")
+    parser.add_argument("--dequantize", action="store_true", help="dequantize each matrix just before its product")
+    parser.add_argument("--limit-gb", type=float, default=None, help="MLX's memory limit, 10^9 bytes")
     parser.add_argument("--steps", type=int, default=12)
     print(json.dumps(measure(parser.parse_args())))

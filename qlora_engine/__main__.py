@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from qlora_engine import blas
+from qlora_engine import launch
 from qlora_engine.job import lock
 from qlora_engine.job.errors import Exit, GpuBusy, JobRejected, QloradError
 from qlora_engine.job.events import Event, EventLog, Sink, file_sink, to_line
 from qlora_engine.job.examine import examine
 from qlora_engine.job.folder import RunFolder, new_job_id
 from qlora_engine.job.record import utc_now
+from qlora_engine.job.report_process import report_on
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.unforeseen import explained, refused_by_system
 from qlora_engine.settings import EngineSettings
 
+StartAgain = Callable[[Mapping[str, str]], NoReturn]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -38,8 +41,9 @@ def train(
         settings = EngineSettings.read()
         job = _examine(job_file, settings)
         folder = _run_folder(run, job)
-        _with_blas(settings, folder, run)
-        code = _train(job, folder, settings, as_json)
+        start_again = partial(_start_again, sys.argv[1:] if run else [*sys.argv[1:], "--run", str(folder.path)])
+        _with_blas(settings, folder, start_again)
+        code = _train(job, folder, settings, as_json, start_again)
     except (QloradError, OSError) as caught:
         error = caught if isinstance(caught, QloradError) else refused_by_system(caught)
         if as_json:
@@ -67,17 +71,22 @@ def _run_folder(chosen: Path | None, job: ResolvedJob) -> RunFolder:
     return folder
 
 
-def _with_blas(settings: EngineSettings, folder: RunFolder, run: Path | None) -> None:
+def _with_blas(settings: EngineSettings, folder: RunFolder, start_again: StartAgain) -> None:
     """Start this program again with the BLAS library before MLX's, where that is needed."""
-    wanted = blas.training_environment(settings.cpu_blas, folder)
-    if all(os.environ.get(name) == value for name, value in wanted.items()):
-        return
-    arguments = sys.argv[1:] if run else [*sys.argv[1:], "--run", str(folder.path)]
+    wanted = launch.environment(settings.cpu_blas, folder)
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        start_again(wanted)
+
+
+def _start_again(arguments: list[str], environment: Mapping[str, str]) -> NoReturn:
+    """Become a fresh process of this program, with these variables beside those that it has."""
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", "qlora_engine", *arguments], os.environ | wanted)  # noqa: S606
+    os.execve(sys.executable, [sys.executable, "-m", "qlora_engine", *arguments], {**os.environ, **environment})  # noqa: S606
 
 
-def _train(job: ResolvedJob, folder: RunFolder, settings: EngineSettings, as_json: bool) -> int:
+def _train(
+    job: ResolvedJob, folder: RunFolder, settings: EngineSettings, as_json: bool, start_again: StartAgain
+) -> int:
     holder = {"pid": os.getpid(), "job": folder.id, "attempt": 0}
     try:
         held = lock.acquire(settings.gpu_lock_path, holder, wait=2.0)
@@ -98,15 +107,27 @@ def _train(job: ResolvedJob, folder: RunFolder, settings: EngineSettings, as_jso
         try:
             with stop.nothing_to_lose():
                 from qlora_engine.training.run import Outcome, train  # noqa: PLC0415  # seconds of imports
-            outcome = train(job, folder, log=log, metrics=metrics, stop=stop)
+            outcome = train(job, folder, attempt=0, log=log, metrics=metrics, stop=stop)
         except Exception as caught:  # noqa: BLE001  # the last chance to say what happened
             failure = explained(caught, folder.output)
             problem = {key: value for key, value in failure.as_dict().items() if key != "exit_code"}
             log.emit("training.failed", **problem)
+            _report(folder, log, settings)
             raise failure from None
+        else:
+            if outcome is Outcome.DONE:
+                _report(folder, log, settings)
         finally:
             close()
+    if outcome is Outcome.SMALLER:
+        with stop.nothing_to_lose():
+            start_again({})  # all memory of this process is gone then; the ladder ends, so this does
     return Exit.OK if outcome is Outcome.DONE else Exit.TEMPFAIL
+
+
+def _report(folder: RunFolder, log: EventLog, settings: EngineSettings) -> None:
+    if settings.report:
+        report_on(folder, log)
 
 
 def _output(as_json: bool, *, unread: Callable[[], None]) -> tuple[Sink, Callable[[], None]]:

@@ -27,6 +27,8 @@ class EngineSettings(BaseSettings):
         description="BLAS library for MLX's CPU backend on Linux: auto, off, or the path of a library",
     )
 
+    report: bool = Field(default=True, description="write report.html when a run has ended")
+
     @classmethod
     def read(cls) -> Self:
         """The settings of this process.

@@ -121,6 +121,10 @@ class TrainingFailed(QloradError):
     exit_code = Exit.DATAERR
 
 
+class OutOfMemory(TrainingFailed):
+    """The job does not fit into memory, and nothing that it allows would make it fit."""
+
+
 class CheckpointDamaged(QloradError):
     """A checkpoint does not match its manifest."""
 

@@ -52,6 +52,10 @@ class EventLog:
         """The same log with more fields on every event."""
         return EventLog(self._sinks, **{**self._bound, **fields})
 
+    def with_sink(self, sink: Sink) -> EventLog:
+        """The same log with one more sink, which this log does not reach."""
+        return EventLog([*self._sinks, sink], **self._bound)
+
     def _deliver(self, _logger: Any, _method: str, event: Any) -> Any:
         for sink in self._sinks:
             sink(event)
@@ -105,6 +109,6 @@ def parse_line(line: str | bytes) -> Event | None:
     """The event in a line, or None for a line that a crash cut short."""
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and "event" in value else None

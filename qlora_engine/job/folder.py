@@ -136,6 +136,26 @@ class RunFolder:
         """What the training process printed outside its events: library warnings, crash dumps."""
         return self.path / "output.log"
 
+    @property
+    def ladder(self) -> Path:
+        """How training was laid out anew after it ran out of memory."""
+        return self.path / "ladder.json"
+
+    @property
+    def pulse(self) -> Path:
+        """The phase that the training process is in and how far it has come; rewritten in place."""
+        return self.path / "pulse.json"
+
+    @property
+    def stacks(self) -> Path:
+        """Where the training process writes the stacks of its threads when it is asked to."""
+        return self.path / "stacks.txt"
+
+    @property
+    def report(self) -> Path:
+        """The report: one file, to be opened without a network."""
+        return self.path / "report.html"
+
     def exit(self, attempt: int) -> Path:
         """How an attempt's training process ended, as its worker saw it."""
         return self.path / f"exit-{attempt}.json"

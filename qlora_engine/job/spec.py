@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -27,13 +28,11 @@ NOT_YET = frozenset(
         "retries",
         "max_runtime",
         "packing",
-        "early_stopping",
-        "on_out_of_memory",
-        "memory",
         "notify",
-        "report_to",
     }
 )
+
+REPORTERS = ("wandb", "swanlab", "tensorboard", "trackio")
 
 AS_WRITTEN = {"as_written": True}  # validation context: only keys that a person wrote are there
 
@@ -52,6 +51,33 @@ class LoraParameters(_Section):
     scale: Annotated[float, Field(gt=0)] = 20.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     keys: list[Text] | None = Field(default=None, description="layer names; all linear layers when left out")
+    rank_stabilized: bool = Field(default=False, description="multiply the scale by the square root of the rank")
+
+    @property
+    def effective_scale(self) -> float:
+        """What the adapters' product is multiplied by.
+
+        `scale` stands for alpha / rank. Rank-stabilized adapters use alpha / √rank (Kalajdzievski 2023).
+        """
+        return self.scale * math.sqrt(self.rank) if self.rank_stabilized else self.scale
+
+
+class Memory(_Section):
+    """How much memory training may use, and when it gives back what it holds in reserve."""
+
+    limit_gb: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="10^9 bytes; what the device recommends when left out"
+    )
+    cleanup_every: Count | None = Field(
+        default=None, description="micro-batches between two cleanups of the allocator; by need alone when left out"
+    )
+
+
+class EarlyStopping(_Section):
+    """When to end a run whose validation loss no longer falls."""
+
+    patience: Count = Field(default=3, description="validations in a row without an improvement")
+    min_delta: Annotated[float, Field(ge=0)] = Field(default=0.0, description="what counts as one, nats")
 
 
 class LrSchedule(_Section):
@@ -110,8 +136,35 @@ class JobSpec(_Section):
     )
     validate_every: Count | None = Field(default=None, description="another name for steps_per_eval")
     checkpoint_every: Count | None = Field(default=None, description="another name for save_every")
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
+        default=5.0, description="a checkpoint is written after this time as well; 0 for by count alone"
+    )
     grad_clip: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="largest gradient norm; larger ones are scaled down to it"
+    )
+    lora_plus_ratio: Annotated[float, Field(ge=1)] | None = Field(
+        default=None, description="learning rate of the B matrices over that of the A matrices (LoRA+)"
+    )
+    max_loss: Annotated[float, Field(gt=0)] = Field(
+        default=1e6, description="mean loss over which a micro-batch is dropped, nats"
+    )
+    early_stopping: EarlyStopping | None = None
+    keep: Literal["last", "best"] = Field(
+        default="last", description="which adapters are the result: the last, or those of the lowest validation loss"
+    )
+    on_change: Literal["refuse", "restart"] = Field(
+        default="refuse", description="what to do when data or settings changed since the checkpoint"
+    )
+    on_out_of_memory: Literal["step_down", "truncate", "fail"] = Field(
+        default="step_down",
+        description="recompute layers, then smaller micro-batches; `truncate`: then shorter sequences, too",
+    )
+    memory: Memory = Field(default_factory=Memory)
+    samples: Annotated[int, Field(ge=0, le=20)] | list[Text] = Field(
+        default=2, description="answers before and after training: how many validation rows, or the prompts"
+    )
+    report_to: Text | list[Text] | None = Field(
+        default=None, description="wandb, swanlab, tensorboard, trackio; several with commas, as in mlx_lm"
     )
 
     @field_validator("optimizer_config", mode="before")
@@ -131,15 +184,33 @@ class JobSpec(_Section):
             raise ValueError("`epochs` and `iters` both set the length of the run; keep one of them")
         return self
 
+    @field_validator("report_to", mode="after")
+    @classmethod
+    def _known_reporters(cls, value: str | list[str] | None) -> str | list[str] | None:
+        for name in _reporters(value):
+            if name not in REPORTERS:
+                raise ValueError(f"`report_to` names {name!r}; known are {', '.join(REPORTERS)}")
+        return value
+
     @property
     def eval_every(self) -> int:
         """Micro-batches between two validations."""
         return self.validate_every or self.steps_per_eval
 
     @property
+    def reporters(self) -> tuple[str, ...]:
+        """The names in `report_to`."""
+        return _reporters(self.report_to)
+
+    @property
     def save_steps(self) -> int:
         """Micro-batches between two checkpoints; each waits for the end of its window."""
         return self.checkpoint_every or self.save_every
+
+
+def _reporters(value: str | list[str] | None) -> tuple[str, ...]:
+    names = value.split(",") if isinstance(value, str) else value or []
+    return tuple(name.strip().lower() for name in names if name.strip())
 
 
 def validate(job: JobText) -> JobSpec:
@@ -177,7 +248,8 @@ def _describe(problem: Any, job: JobText) -> tuple[str, str, str]:
         case "extra_forbidden":
             return f"`{dotted}` is not a key of a job file.", where, _nearest(keys)
         case "value_error":
-            return f"{problem['ctx']['error']}.", where, "Remove one of the two."
+            remedy = "Correct it." if keys else "Remove one of the two."
+            return f"{problem['ctx']['error']}.", where, remedy
         case "missing":
             return f"`{dotted}` is missing.", where, "Add it."
     if keys == ("trust_remote_code",):
@@ -209,7 +281,12 @@ def _shown(value: object) -> str:
 
 
 def _nearest(keys: tuple[str, ...]) -> str:
-    sections: dict[str, type[BaseModel]] = {"lora_parameters": LoraParameters, "lr_schedule": LrSchedule}
+    sections: dict[str, type[BaseModel]] = {
+        "lora_parameters": LoraParameters,
+        "lr_schedule": LrSchedule,
+        "memory": Memory,
+        "early_stopping": EarlyStopping,
+    }
     section = sections.get(keys[0], JobSpec) if len(keys) > 1 else JobSpec
     known = [*section.model_fields]
     if keys[-1] == "alpha":

@@ -92,6 +92,22 @@ EVENTS: dict[str, EventType] = {
         "The job is on disk and will not be lost.",
         {"name": "of the job", "model": "as the job names it", "source": "the dropped file, or the client's request"},
     ),
+    "job.examined": EventType(
+        "What examining the job's data and model has shown.",
+        {
+            "rows": "of training data",
+            "tokens": "in the training rows, before they are cut",
+            "supervised": "training tokens that are targets",
+            "truncated": "training rows longer than max_seq_length",
+            "lost_share": "share of training tokens cut",
+            "nothing_to_learn": "training rows without a target",
+            "sampled": "rows that were looked at, when not all of them",
+            "peak_gb": "estimated peak memory, 10^9 bytes; None when the model's shape is unknown",
+            "limit_gb": "what training may use, 10^9 bytes",
+            "seconds": "estimated time of the whole job; None when unknown",
+            "warnings": "what a person should know before it runs",
+        },
+    ),
     "job.state": EventType(
         "The job moved to another state.", {"from": "old state", "to": "new state", "reason": "why, for a person"}
     ),
@@ -100,7 +116,7 @@ EVENTS: dict[str, EventType] = {
         {
             "code": "exit code, None for a signal or unknown",
             "signal": "name of the signal that ended it, or None",
-            "outcome": "done, stopped, failed, crashed or lost",
+            "outcome": "done, stopped, stalled, out_of_memory, failed, crashed or lost",
         },
     ),
     "gpu.busy": EventType(
@@ -118,7 +134,7 @@ EVENTS: dict[str, EventType] = {
             "threads": "of that library",
         },
     ),
-    "phase.started": EventType("A phase begins.", {"phase": "load, data, train, validate, save or test"}),
+    "phase.started": EventType("A phase begins.", {"phase": "load, data, train, test or sample"}),
     "phase.ended": EventType("A phase has ended.", {"phase": "which", "seconds": "it took"}),
     "model.loaded": EventType(
         "The base model is in memory, with its adapters.",
@@ -157,6 +173,16 @@ EVENTS: dict[str, EventType] = {
         {"name": "what differs", "then": "recorded", "now": "found"},
         "warning",
     ),
+    "memory.limits": EventType(
+        "How much memory training may use.",
+        {
+            "limit_gb": "of training, 10^9 bytes; None when only the system limits it",
+            "wired_gb": "kept from being paged out, 10^9 bytes; None where the backend has no such limit",
+            "cache_gb": "of freed buffers kept for reuse, 10^9 bytes",
+            "device_gb": "memory of the device, 10^9 bytes",
+            "source": "the job file or the device",
+        },
+    ),
     "training.step": EventType(
         "One micro-batch is done. In metrics.jsonl.",
         {
@@ -167,9 +193,12 @@ EVENTS: dict[str, EventType] = {
             "loss": "mean over the micro-batch's targets, nats; None when it has none",
             "tokens": "targets in it",
             "tokens_per_second": "targets a second, this micro-batch",
+            "gradient_norm": "of the micro-batch's summed gradient over its targets",
             "seconds": "it took",
             "memory_gb": "active memory, 10^9 bytes",
             "peak_gb": "peak memory since start, 10^9 bytes",
+            "cache_gb": "freed buffers kept for reuse, 10^9 bytes",
+            "process_gb": "resident memory of the process, 10^9 bytes",
         },
         "debug",
     ),
@@ -188,6 +217,8 @@ EVENTS: dict[str, EventType] = {
             "steps_per_second": "micro-batches a second since the last report",
             "memory_gb": "active memory, 10^9 bytes",
             "peak_gb": "peak memory since start, 10^9 bytes",
+            "cache_gb": "freed buffers kept for reuse, 10^9 bytes",
+            "process_gb": "resident memory of the process, 10^9 bytes",
             "seconds_left": "until the end at this speed",
         },
     ),
@@ -205,14 +236,86 @@ EVENTS: dict[str, EventType] = {
     ),
     "checkpoint.saved": EventType(
         "A complete checkpoint is on disk.",
-        {"step": "it stands at", "path": "its folder", "bytes": "in all", "seconds": "it took"},
+        {
+            "step": "it stands at",
+            "path": "its folder",
+            "why": "start, count, time, best, stop, end or rollback",
+            "bytes": "in all",
+            "seconds": "it took",
+        },
     ),
     "checkpoint.damaged": EventType(
         "A checkpoint does not match its manifest and is passed over.", _FILE | {"what": "what is wrong"}, "warning"
     ),
     "guard.dropped": EventType(
-        "A window's gradient was not finite, so it never reached the optimizer.",
-        {"step": "micro-batches done", "place": "loss or gradient", "rows": "of the window", "loss": "as computed"},
+        "Numbers that cannot be right were kept from the optimizer.",
+        {
+            "step": "micro-batches done, this one included",
+            "place": "batch (a token that the model does not know), loss, gradient, or update",
+            "rows": "row numbers of the training data, from 0",
+            "loss": "mean over targets, nats, as computed; null when not finite",
+            "gradient_norm": "as computed; null when not finite",
+            "value": "the loss or norm in words: nan, inf, or the number",
+            "in_a_row": "micro-batches dropped in a row",
+        },
+        "warning",
+    ),
+    "guard.rolled_back": EventType(
+        "Too many micro-batches were dropped in a row: training goes back to a checkpoint, with a lower rate, "
+        "and passes over those micro-batches.",
+        {
+            "step": "where it happened",
+            "to_step": "of the checkpoint",
+            "skipped": "micro-batches that are passed over, by step",
+            "rate_factor": "what the learning rate is multiplied by from now on",
+            "rollbacks": "in this run",
+        },
+        "warning",
+    ),
+    "training.early_stopped": EventType(
+        "The validation loss no longer falls, so training ends.",
+        {"step": "micro-batches done", "best_loss": "lowest validation loss", "best_step": "where it was"},
+    ),
+    "training.restarted": EventType(
+        "Data or settings changed since the checkpoint, and the job says to start over.",
+        {"changed": "what changed", "step": "of the checkpoint that is given up"},
+        "warning",
+    ),
+    "ladder.rung": EventType(
+        "Memory ran out: training goes on from its checkpoint in a way that needs less.",
+        {
+            "rung": "recompute, split or truncate",
+            "change": "what it does, for a person",
+            "reason": "the error, or how the process ended",
+            "effective_batch": "rows of an optimizer step, which stay the same",
+        },
+        "warning",
+    ),
+    "training.stalled": EventType(
+        "No progress for longer than this phase may take: the process is stopped, and the job goes on from its "
+        "checkpoint.",
+        {
+            "phase": "which",
+            "step": "micro-batches done",
+            "seconds": "without progress",
+            "allowed": "seconds",
+            "stacks": "of every Python thread, as text",
+        },
+        "error",
+    ),
+    "sample.answered": EventType(
+        "An answer of the model, to be compared.",
+        {
+            "when": "before or after training",
+            "prompt": "as asked",
+            "answer": "greedy, cut after some tokens",
+            "expected": "the answer in the data, or None",
+        },
+    ),
+    "report.written": EventType("The report is written.", {"path": "of the file", "seconds": "it took"}),
+    "report.failed": EventType(
+        "The report could not be written, or a service does not take it; training is not harmed.",
+        {"to": "report.html or the service's name", "what": "why"},
         "warning",
     ),
     "training.stopping": EventType("Training was asked to stop at a checkpoint.", {"cause": "signal, or parent gone"}),
@@ -225,6 +328,8 @@ EVENTS: dict[str, EventType] = {
             "tokens": "targets trained",
             "loss_before": "validation loss before training, or None",
             "loss_after": "validation loss at the end, or None",
+            "kept": "last or best",
+            "kept_step": "the step that the result stands at",
             "adapters": "folder with the result",
         },
     ),

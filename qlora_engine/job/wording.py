@@ -10,7 +10,7 @@ _HIDDEN = frozenset({"ts", "level", "event", "job", "attempt"})
 
 def describe(event: Event) -> str:
     """What happened, in words; an event that is not known here shows its name and fields. Never raises."""
-    text = _training(event) or _job(event) or _service(event)
+    text = _training(event) or _incident(event) or _report(event) or _job(event) or _service(event)
     return plain(text or _as_fields(event))
 
 
@@ -51,8 +51,57 @@ def _training(event: Event) -> str | None:  # noqa: PLR0911, PLR0912  # one case
             return f"stopped at step {_text(event, 'step')}, where it can go on"
         case "training.done":
             return f"trained {_text(event, 'step')} steps in {_seconds(event, 'seconds')}: {_text(event, 'adapters')}"
+        case "memory.limits":
+            return _limits(event)
         case "training.failed":
             return f"training failed: {_problem(event)}"
+        case "training.stalled":
+            return (
+                f"stalled in {_text(event, 'phase')} at step {_text(event, 'step')}: nothing for "
+                f"{_seconds(event, 'seconds')}, {_seconds(event, 'allowed')} allowed; it is stopped"
+            )
+        case "ladder.rung":
+            return f"ran out of memory ({_text(event, 'reason')}): {_text(event, 'change')}"
+    return None
+
+
+def _incident(event: Event) -> str | None:  # noqa: PLR0911  # one case a kind of event
+    match event["event"]:
+        case "environment.changed":
+            return (
+                f"{_text(event, 'name')} was {_text(event, 'then')} and is {_text(event, 'now')}; rounding may differ"
+            )
+        case "checkpoint.damaged":
+            return f"checkpoint passed over: {_text(event, 'what')} ({_text(event, 'path')})"
+        case "guard.dropped":
+            return (
+                f"step {_text(event, 'step')} dropped: {_text(event, 'place')} is {_text(event, 'value')}, "
+                f"rows {_text(event, 'rows')}, {_text(event, 'in_a_row')} in a row"
+            )
+        case "guard.rolled_back":
+            return (
+                f"went back from step {_text(event, 'step')} to {_text(event, 'to_step')}, "
+                f"learning rate × {_text(event, 'rate_factor')}"
+            )
+        case "training.early_stopped":
+            return (
+                f"validation loss no longer falls: lowest {_fixed(event, 'best_loss', 3)} "
+                f"at step {_text(event, 'best_step')}"
+            )
+        case "training.restarted":
+            return f"starts over: {_text(event, 'changed')} changed since step {_text(event, 'step')}"
+    return None
+
+
+def _report(event: Event) -> str | None:
+    match event["event"]:
+        case "sample.answered":
+            asked, said = plain(_text(event, "prompt"), 60), plain(_text(event, "answer"), 100)
+            return f"{_text(event, 'when')} training: {asked} → {said}"
+        case "report.written":
+            return f"report: {_text(event, 'path')}"
+        case "report.failed":
+            return f"no report to {_text(event, 'to')}: {_text(event, 'what')}"
     return None
 
 
@@ -78,10 +127,12 @@ def _data(event: Event) -> str:
     return line
 
 
-def _job(event: Event) -> str | None:
+def _job(event: Event) -> str | None:  # noqa: PLR0911  # one case a kind of event
     match event["event"]:
         case "job.accepted":
             return f"accepted {_text(event, 'name')} ({_text(event, 'model')}) from {_text(event, 'source')}"
+        case "job.examined":
+            return _examined(event)
         case "job.state":
             return f"{_text(event, 'from')} → {_text(event, 'to')}{_have(event, 'reason', ': {}')}"
         case "job.exited":
@@ -93,6 +144,23 @@ def _job(event: Event) -> str | None:
         case "gpu.busy":
             return f"waits: the GPU is in use by {_text(event, 'holder')}"
     return None
+
+
+def _examined(event: Event) -> str:
+    rows = _have(event, "rows", f"{_count(event, 'rows')} rows, {_count(event, 'tokens')} tokens, ")
+    limit = f"{_fixed(event, 'limit_gb', 1)} GB may be used"
+    memory = limit if event.get("peak_gb") is None else f"about {_fixed(event, 'peak_gb', 1)} GB at most, {limit}"
+    time = _have(event, "seconds", f", about {_seconds(event, 'seconds')}")
+    warnings = event.get("warnings")
+    said = " ".join(str(warning) for warning in warnings) if isinstance(warnings, list) else ""
+    return f"examined: {rows}{memory}{time}{'. ' + said if said else ''}"
+
+
+def _limits(event: Event) -> str:
+    cache = f"{_fixed(event, 'cache_gb', 1)} GB of it may be kept for reuse"
+    if event.get("limit_gb") is None:
+        return f"memory: {_fixed(event, 'device_gb', 1)} GB, not limited; {cache}"
+    return f"memory: at most {_fixed(event, 'limit_gb', 1)} GB ({_text(event, 'source')}); {cache}"
 
 
 def _service(event: Event) -> str | None:

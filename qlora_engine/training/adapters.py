@@ -24,6 +24,8 @@ def save_adapters(folder: Path, masters: Tree, job: ResolvedJob) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config = job.spec.model_dump(mode="json", exclude_none=True)
     config |= {"model": job.model_path or job.spec.model, "train": True}
+    # mlx_lm knows no rank_stabilized: what it reads is the scale in effect.
+    config["lora_parameters"] |= {"scale": job.spec.lora_parameters.effective_scale, "rank_stabilized": False}
     if job.spec.fine_tune_type == "full":
         config["lora_parameters"] = None
     durable.write_json(folder / CONFIG, config)

@@ -114,11 +114,11 @@ def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(keys, kind="stable")
 
 
-def evaluation_batches(lengths: Sequence[int], batch_size: int, batches: int, seed: int) -> list[tuple[int, ...]]:
-    """The rows of a validation: all of them for -1, else the same drawn `batches` × `batch_size` every time."""
+def evaluation_batches(lengths: Sequence[int], at_once: int, count: int, seed: int) -> list[tuple[int, ...]]:
+    """The rows of a validation, `at_once` in each: all of them for -1, else the same drawn `count` every time."""
     rows = range(len(lengths))
-    chosen = list(rows) if batches < 0 else epoch_order(len(lengths), seed, 2**63)[: batches * batch_size].tolist()
-    return list(split(sorted(chosen, key=lambda row: (lengths[row], row)), batch_size))
+    chosen = list(rows) if count < 0 else epoch_order(len(lengths), seed, 2**63)[:count].tolist()
+    return list(split(sorted(chosen, key=lambda row: (lengths[row], row)), at_once))
 
 
 def split(rows: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import mlx.core as mx
 from qlora_engine.job import durable
 from qlora_engine.job.errors import CheckpointDamaged
 
-FORMAT = 1
+FORMAT = 2
 ARRAYS, STATE, MANIFEST = "state.safetensors", "trainer.json", "manifest.json"
 KEEP = 3
 
@@ -40,7 +40,7 @@ def save(folder: Path, step: int, arrays: Mapping[str, mx.array], trainer: Mappi
     Raises:
         OSError: the disk is full or read-only; the earlier checkpoints stand.
     """
-    target = folder / f"step-{step:06d}"
+    target = folder_of(folder, step)
     temporary = folder / f"{durable.TEMPORARY}{target.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -50,7 +50,7 @@ def save(folder: Path, step: int, arrays: Mapping[str, mx.array], trainer: Mappi
         with (temporary / ARRAYS).open("rb+") as file:
             durable.sync_file(file.fileno())
         files = {name: _describe(temporary / name) for name in (ARRAYS, STATE)}
-        durable.write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "files": files})
+        durable.write_json(temporary / MANIFEST, _manifest(step, files))
         durable.sync_folder(temporary)
         replaced = folder / f"{durable.TEMPORARY}replaced"
         if target.exists():  # damaged and passed over, or saved again after a validation
@@ -64,15 +64,23 @@ def save(folder: Path, step: int, arrays: Mapping[str, mx.array], trainer: Mappi
     return Checkpoint(target, step)
 
 
+def folder_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, if there is one."""
+    return folder / f"step-{step:06d}"
+
+
 def newest(
-    folder: Path, damaged: Callable[[Path, CheckpointDamaged], None]
+    folder: Path, damaged: Callable[[Path, CheckpointDamaged], None], *, at_most: int | None = None
 ) -> tuple[Checkpoint, dict[str, Any]] | None:
     """The newest checkpoint that is whole, with its trainer state; None when there is none.
 
     Args:
         damaged: called for each one that is passed over.
+        at_most: the last step that counts.
     """
-    for found in sorted(listed(folder), key=lambda c: c.step, reverse=True):
+    for found in reversed(listed(folder)):
+        if at_most is not None and found.step > at_most:
+            continue
         try:
             return found, check(found.path)
         except CheckpointDamaged as error:
@@ -96,15 +104,17 @@ def check(path: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        expected = manifest["files"]
-        for name in (ARRAYS, STATE):
-            if _describe(path / name) != expected[name]:
+        files = {name: _describe(path / name) for name in (ARRAYS, STATE)}
+        for name, found in files.items():
+            if found != manifest["files"][name]:
                 raise CheckpointDamaged(f"{name} differs from the manifest.", where=str(path))
         state = json.loads((path / STATE).read_bytes())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointDamaged(f"{type(error).__name__}: {error}", where=str(path)) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointDamaged("its format is another one.", where=str(path))
+    if manifest != _manifest(state.get("step"), files):
+        raise CheckpointDamaged(f"{MANIFEST} is not what was written.", where=str(path))
     return state
 
 
@@ -122,15 +132,30 @@ def tidy(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def prune(folder: Path, best_step: int | None) -> None:
-    """Remove all but the newest three checkpoints and the best."""
+def prune(folder: Path, kept: Collection[int | None]) -> None:
+    """Remove all but the newest three checkpoints and those at the steps in `kept`."""
     for old in listed(folder)[:-KEEP]:
-        if old.step != best_step:
-            # Renamed first, so that a crash midway leaves no part of it under its name.
-            doomed = old.path.with_name(f"{durable.TEMPORARY}{old.path.name}")
-            shutil.rmtree(doomed, ignore_errors=True)
-            old.path.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+        if old.step not in kept:
+            remove(old)
+
+
+def remove_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of later steps, the newest first."""
+    for found in reversed(listed(folder)):
+        if found.step > step:
+            remove(found)
+
+
+def remove(old: Checkpoint) -> None:
+    """Remove one; renamed first, so that a crash midway leaves no part of it under its name."""
+    doomed = old.path.with_name(f"{durable.TEMPORARY}{old.path.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    old.path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _manifest(step: int | None, files: Mapping[str, Any]) -> dict[str, Any]:
+    return {"format": FORMAT, "step": step, "files": files}
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from qlora_engine.job.datafiles import DataFormat, read_rows
 from qlora_engine.job.errors import DataRejected
 from qlora_engine.job.spec import JobSpec
+
+ROWS_A_BEAT = 1000
+Row = tuple[int, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,22 @@ class Document:
         return int(self.supervised.sum())
 
 
-def read_documents(path: Path, kind: DataFormat, spec: JobSpec, tokenizer: TokenizerWrapper) -> list[Document]:
-    """Tokenize every row of a data file.
+def read_documents(
+    path: Path, kind: DataFormat, spec: JobSpec, tokenizer: TokenizerWrapper, beat: Callable[[], None] = lambda: None
+) -> list[Document]:
+    """Tokenize every row of a data file; `beat` is called now and then.
 
     Raises:
         DataRejected: the tokenizer cannot render a row; with its line.
     """
-    return tokenize(read_rows(path), str(path), kind, spec, tokenizer)
+    return tokenize(_beating(read_rows(path), beat), str(path), kind, spec, tokenizer)
+
+
+def _beating(rows: Iterable[Row], beat: Callable[[], None]) -> Iterator[Row]:
+    for count, row in enumerate(rows):
+        if count % ROWS_A_BEAT == 0:
+            beat()
+        yield row
 
 
 def tokenize(

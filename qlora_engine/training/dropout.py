@@ -57,3 +57,8 @@ def step_key(seed: int, step: int) -> mx.array:
     """The key of one micro-batch, uint32 (2,)."""
     mixed = mx.random.split(mx.random.key(seed), 2)[0] ^ mx.random.key(step)
     return mx.random.split(mixed, 1)[0]
+
+
+def slice_key(key: mx.array, index: int) -> mx.array:
+    """The key of a part of a micro-batch that is computed in several; the first has the micro-batch's own."""
+    return mx.random.split(key ^ mx.random.key(index), 1)[0] if index else key

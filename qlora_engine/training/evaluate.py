@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import mlx.core as mx
-from mlx import nn
 
 from qlora_engine.training.batches import evaluation_batches, pad
 from qlora_engine.training.data import Document
-from qlora_engine.training.loss import token_loss
+from qlora_engine.training.head import Targets
+from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.stop import StopRequest
 
 
@@ -39,32 +37,35 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module,
+    step: TrainingStep,
     documents: Sequence[Document],
     *,
-    batch_size: int,
-    batches: int,
+    rows: int,
     longest: int,
+    at_once: int,
     seed: int,
     stop: StopRequest,
+    beat: Callable[[], None],
 ) -> Evaluation | None:
-    """Evaluate rows without dropout; None if a stop was asked for midway.
+    """Evaluate rows under the step's current weights, without dropout; None if a stop was asked for midway.
 
     Args:
-        batches: how many micro-batches, or -1 for all rows.
-        longest: max_seq_length.
+        rows: how many, or -1 for all of them.
+        longest: tokens of the longest row.
+        at_once: rows of one computation.
         seed: draws the rows when not all are taken.
+        beat: called after each computation.
     """
-    loss, tokens, rows = 0.0, 0, 0
+    loss, tokens, evaluated = 0.0, 0, 0
+    model = step.sync_model()
     model.eval()
     try:
-        for chosen in evaluation_batches([len(d) for d in documents], batch_size, batches, seed):
+        for chosen in evaluation_batches([len(d) for d in documents], at_once, rows, seed):
             if stop.asked:
                 return None
-            padded, supervised = pad([documents[row] for row in chosen], longest)
-            total, count = token_loss(model, mx.array(padded), mx.array(supervised))
-            mx.eval(total, count)
-            loss, tokens, rows = loss + float(total), tokens + int(count), rows + len(chosen)
+            targets = Targets(*pad([documents[row] for row in chosen], longest))
+            loss, tokens, evaluated = loss + step.loss(targets), tokens + targets.count, evaluated + len(chosen)
+            beat()
     finally:
         model.train()
-    return Evaluation(loss / tokens if tokens else math.nan, tokens, rows)
+    return Evaluation(loss / tokens if tokens else math.nan, tokens, evaluated)

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import mlx.core as mx
-from mlx import nn
 
-
-def token_loss(model: nn.Module, tokens: mx.array, supervised: mx.array) -> tuple[mx.array, mx.array]:
-    """Summed next-token loss over the supervised targets.
-
-    Args:
-        model: maps int32 (B, T) to logits (B, T, V).
-        tokens: int32 (B, T), padded on the right.
-        supervised: bool (B, T), True where the token is a target; column 0 never is.
-
-    Returns:
-        loss: float32 (), nats summed over targets. Sums add up over micro-batches, means do not.
-        count: int32 (), number of targets; 0 gives a loss of 0.
-    """
-    logits = model(tokens[:, :-1])
-    mask = supervised[:, 1:]
-    losses = cross_entropy(logits, mx.where(mask, tokens[:, 1:], 0))
-    # `where`, not a product: a masked position may hold infinity, and 0 × infinity is NaN.
-    return mx.where(mask, losses, 0.0).sum(), mask.sum()
+LOGITS_BYTES = 64 << 20  # of float32 logits that exist at once
+Project = Callable[[mx.array], mx.array]
 
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
@@ -38,3 +24,75 @@ def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     logits = logits.astype(mx.float32)
     shifted = logits - mx.stop_gradient(logits.max(axis=-1, keepdims=True))
     return mx.fast.cross_entropy(shifted, targets)
+
+
+def summed_loss(logits: mx.array, targets: mx.array, valid: mx.array) -> mx.array:
+    """Cross-entropy summed over the rows that count, float32 ().
+
+    Args:
+        logits: (N, V), any float type.
+        targets: int32 (N,).
+        valid: bool (N,); a row that is not adds nothing, whatever its logits are.
+    """
+    # `where`, not a product: such a row may hold infinity, and 0 × infinity is NaN.
+    return mx.where(valid, cross_entropy(logits, targets), 0.0).sum()
+
+
+def projected_loss(project: Project, hidden: mx.array, targets: mx.array, valid: mx.array, width: int) -> mx.array:
+    """`summed_loss` of `project(hidden)` in chunks, so that the logits of all rows never exist at once.
+
+    Each chunk waits for the one before, or all would be computed at once.
+
+    Args:
+        project: frozen output layer, (N, D) to (N, V).
+        hidden: (N, D), any float type.
+        targets: int32 (N,).
+        valid: bool (N,).
+        width: V.
+    """
+    total = mx.array(0.0)
+    for these in _chunks(hidden, width):
+        (part,) = mx.depends([hidden[these]], [total])
+        total = total + summed_loss(project(part), targets[these], valid[these])
+    return total
+
+
+def trained_loss(project: Project, hidden: mx.array, targets: mx.array, valid: mx.array, width: int) -> mx.array:
+    """`projected_loss` for training: the gradient of the hidden rows is made while a chunk's logits are there.
+
+    The backward pass only scales it, so that no logits are kept or computed twice (as in Liger's fused linear
+    cross-entropy, Hsu et al. 2024). It is always computed, so use `projected_loss` where no gradient is wanted.
+    """
+
+    @mx.custom_function
+    def loss(hidden: mx.array) -> tuple[mx.array, mx.array]:
+        total = mx.array(0.0)
+        gradients: list[mx.array] = []
+        for these in _chunks(hidden, width):
+            part = hidden[these]
+            if gradients:
+                (part,) = mx.depends([part], [gradients[-1]])
+
+            def of_chunk(part: mx.array, these: slice = these) -> mx.array:
+                return summed_loss(project(part), targets[these], valid[these])
+
+            (chunk,), (gradient,) = mx.vjp(of_chunk, [part], [mx.array(1.0)])
+            total = total + chunk
+            gradients.append(gradient)
+        return total, mx.concatenate(gradients)
+
+    @loss.vjp
+    def backward(
+        _primals: mx.array, cotangents: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
+    ) -> mx.array:
+        gradient = outputs[1]
+        return (cotangents[0] * gradient.astype(mx.float32)).astype(gradient.dtype)
+
+    outputs: Any = loss(hidden)
+    summed: mx.array = outputs[0]
+    return summed
+
+
+def _chunks(hidden: mx.array, width: int) -> list[slice]:
+    rows = max(1, LOGITS_BYTES // (4 * width))
+    return [slice(start, start + rows) for start in range(0, hidden.shape[0], rows)]

@@ -148,8 +148,12 @@ def replace_quantized(model: nn.Module) -> None:
     model.apply(lambda array: array.astype(mx.float32) if array.dtype in floats else array)
 
 
-def add_adapters(base: Base, spec: JobSpec, dropout: DropoutKey) -> None:
+def add_adapters(base: Base, spec: JobSpec, dropout: DropoutKey, *, recompute: bool) -> None:
     """Put LoRA or DoRA layers into the model, or unfreeze its layers, as mlx_lm does for the same keys.
+
+    Args:
+        dropout: will hold the key of the micro-batch under way.
+        recompute: compute every layer again in the backward pass.
 
     Raises:
         ModelRejected: the job asks for more layers than there are, or for layers that do not exist.
@@ -178,7 +182,7 @@ def add_adapters(base: Base, spec: JobSpec, dropout: DropoutKey) -> None:
         )
     if spec.lora_parameters.dropout:
         key_dropout(model, dropout)
-    if spec.grad_checkpoint:
+    if recompute:
         checkpoint_layers(layers)
 
 
@@ -204,7 +208,8 @@ def _check_keys(model: nn.Module, layers: Sequence[nn.Module], keys: Sequence[st
 
 
 def _add_low_rank(model: nn.Module, spec: JobSpec) -> None:
-    config = spec.lora_parameters.model_dump(exclude_none=True)
+    config = spec.lora_parameters.model_dump(include={"rank", "dropout", "keys"}, exclude_none=True)
+    config["scale"] = spec.lora_parameters.effective_scale
     try:
         linear_to_lora_layers(model, spec.num_layers, config, use_dora=spec.fine_tune_type == "dora")
     except ValueError as error:
@@ -223,6 +228,13 @@ def activation_type(model: nn.Module) -> mx.Dtype:
         if isinstance(module, nn.Embedding):
             return module.weight.dtype
     return mx.float32
+
+
+def vocabulary(model: nn.Module) -> int:
+    """How many tokens the model's embedding knows."""
+    kinds = (nn.Embedding, nn.QuantizedEmbedding)
+    sizes = [int(module.weight.shape[0]) for _, module in model.named_modules() if isinstance(module, kinds)]
+    return max(sizes)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

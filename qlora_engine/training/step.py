@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,28 @@ from mlx import nn
 from mlx.utils import tree_map, tree_map_with_path
 
 from qlora_engine.training.dropout import DropoutKey
-from qlora_engine.training.loss import token_loss
+from qlora_engine.training.head import Head, Targets
 from qlora_engine.training.tree import Tree, flat
 
 ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
+MAX_LOSS = 1e6
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one micro-batch gave.
+
+    Attributes:
+        loss: summed over its targets, nats, as computed.
+        count: its targets.
+        gradient_norm: of its summed gradient, divided by its targets.
+        good: False if the guard kept it from the window.
+    """
+
+    loss: float
+    count: int
+    gradient_norm: float
+    good: bool
 
 
 @dataclass(frozen=True)
@@ -23,14 +42,14 @@ class Update:
     """What an optimizer step did.
 
     Attributes:
-        applied: False if the guard kept a non-finite loss or gradient, or an empty window, from the optimizer.
-        loss: summed over the window's targets, nats.
+        applied: False if the window was empty, or the guard kept what is not finite from the weights.
+        count: targets of the window.
         gradient_norm: of the mean gradient, before clipping.
         learning_rate: that was used.
     """
 
     applied: bool
-    loss: float
+    count: int
     gradient_norm: float
     learning_rate: float
 
@@ -41,12 +60,17 @@ class TrainingStep:
     The masters are cast to the activations' type inside the differentiated function. A float32 LoRA matrix
     would promote every activation after it to float32; cast, it costs nothing and its gradient is float32 still.
 
+    The guard sits in the computation: a micro-batch whose loss or gradient is not finite, or whose mean loss is over
+    `max_loss`, adds nothing to the window, and an update that is not finite changes nothing.
+
     Args:
         model: with adapters; everything but its trainable parameters is frozen.
         optimizer: fresh.
         activations: the type to compute in.
         dropout: receives the key of every micro-batch.
         grad_clip: largest gradient norm, or None.
+        max_loss: largest mean loss of a micro-batch, nats.
+        lora_plus_ratio: learning rate of B matrices over that of the rest (LoRA+; Hayou et al. 2024), or None.
         compiled: let MLX compile the two functions, which fuses their small operations on a GPU.
     """
 
@@ -57,63 +81,73 @@ class TrainingStep:
         *,
         activations: mx.Dtype,
         dropout: DropoutKey,
-        grad_clip: float | None,
+        grad_clip: float | None = None,
+        max_loss: float = MAX_LOSS,
+        lora_plus_ratio: float | None = None,
         compiled: bool,
     ) -> None:
         self.model, self.optimizer = model, optimizer
+        self._head = Head(model)
         trainable = model.trainable_parameters()
-        self._types = tree_map_with_path(
-            lambda path, p: activations if path.rsplit(".", 1)[-1] in ADAPTER_LEAVES else p.dtype, trainable
-        )
+        self._types = tree_map_with_path(lambda path, p: activations if _is_adapter(path) else p.dtype, trainable)
         self.masters: Tree = tree_map(lambda p: p.astype(mx.float32), trainable)
         optimizer.init(self.masters)
-        self._zeros: Tree = tree_map(mx.zeros_like, self.masters)
-        self._gradients: Tree = self._zeros
-        self._loss, self._count = mx.array(0.0), mx.array(0)
+        # One zero each, seen in the shape of its gradient: an empty window takes no memory.
+        self._zeros: Tree = tree_map(lambda p: mx.broadcast_to(mx.array(0.0), p.shape), self.masters)
+        self.rate_factor = 1.0
+        self._window: tuple[Tree, mx.array] = (self._zeros, mx.array(0))
         mx.eval(self.masters, optimizer.state, self._zeros)
-        self._accumulate = self._make_accumulate(dropout)
-        self._update = self._make_update(grad_clip)
+        self._accumulate = self._make_accumulate(dropout, max_loss)
+        self._update = self._make_update(grad_clip, lora_plus_ratio or 1.0)
+        self._compiled = compiled
+        self._shapes: set[tuple[int, ...]] = set()
         if compiled:
             self._accumulate = mx.compile(self._accumulate)
             self._update = mx.compile(self._update, inputs=[optimizer.state], outputs=[optimizer.state])
 
-    def micro_batch(self, tokens: mx.array, supervised: mx.array, key: mx.array) -> tuple[float, int]:
+    def compiles(self, targets: Targets) -> bool:
+        """Whether a micro-batch of this shape will be compiled first."""
+        return self._compiled and targets.shape not in self._shapes
+
+    def micro_batch(self, targets: Targets, key: mx.array) -> MicroBatch:
         """Add the gradients of one micro-batch to the window's.
 
         Args:
-            tokens: int32 (B, T).
-            supervised: bool (B, T).
+            targets: the micro-batch.
             key: uint32 (2,), decides the dropout masks.
-
-        Returns:
-            The summed loss in nats and the number of targets.
         """
-        self._gradients, loss, count = self._accumulate(self.masters, self._gradients, key, tokens, supervised)
-        self._loss, self._count = self._loss + loss, self._count + count
+        self._shapes.add(targets.shape)
+        self._window, loss, norm, good = self._accumulate(self.masters, self._window, key, *targets.arrays())
         # Evaluated here, every micro-batch: a graph that is not evaluated grows until nothing moves any more.
-        mx.eval(self._gradients, loss, count)
-        return float(loss), int(count)
+        mx.eval(self._window, loss, norm, good)
+        return MicroBatch(float(loss), targets.count, float(norm), bool(good))
 
     def update(self) -> Update:
         """Apply the window's mean gradient, and start the next window."""
-        self.masters, norm, applied = self._update(self.masters, self._gradients, self._loss, self._count)
-        mx.eval(self.masters, self.optimizer.state, norm, applied)
-        done = Update(bool(applied), float(self._loss), float(norm), float(self.optimizer.learning_rate))
+        factor = mx.array(self.rate_factor)
+        self.masters, norm, applied = self._update(self.masters, *self._window, factor)
+        count = self._window[1]
+        mx.eval(self.masters, self.optimizer.state, norm, applied, count)
+        rate = float(self.optimizer.learning_rate) * self.rate_factor
+        done = Update(bool(applied), int(count), float(norm), rate)
         self.discard()
         return done
 
     def discard(self) -> None:
         """Forget the window's gradients."""
-        self._gradients = self._zeros
-        self._loss, self._count = mx.array(0.0), mx.array(0)
+        self._window = (self._zeros, mx.array(0))
 
     def sync_model(self) -> nn.Module:
         """The model with the masters' current values, in the activations' type."""
         self.model.update(self._cast(self.masters))
         return self.model
 
+    def loss(self, targets: Targets) -> float:
+        """Summed loss of a batch under the model as it is, without dropout if it is in evaluation, nats."""
+        return float(self._head.loss(*targets.arrays()))
+
     def state(self) -> dict[str, mx.array]:
-        """Everything that a checkpoint must hold of it, by flat names."""
+        """Everything that a checkpoint must hold of it, by flat names; `rate_factor` is the run's to keep."""
         masters = {f"masters.{name}": array for name, array in flat(self.masters).items()}
         state = {f"optimizer.{name}": array for name, array in flat(self.optimizer.state).items()}
         return masters | state
@@ -131,36 +165,47 @@ class TrainingStep:
     def _cast(self, masters: Tree) -> Tree:
         return tree_map(lambda p, kind: p.astype(kind), masters, self._types)
 
-    def _make_accumulate(self, dropout: DropoutKey) -> Callable[..., Any]:
-        def loss(masters: Tree, key: mx.array, tokens: mx.array, supervised: mx.array) -> tuple[mx.array, mx.array]:
+    def _make_accumulate(self, dropout: DropoutKey, max_loss: float) -> Callable[..., Any]:
+        def loss(masters: Tree, key: mx.array, *targets: mx.array) -> mx.array:
             self.model.update(self._cast(masters))
             dropout.key = key
-            return token_loss(self.model, tokens, supervised)
+            return self._head.loss(*targets)
 
         loss_and_gradients = mx.value_and_grad(loss)
 
         def accumulate(
-            masters: Tree, gradients: Tree, key: mx.array, tokens: mx.array, supervised: mx.array
-        ) -> tuple[Tree, mx.array, mx.array]:
-            (total, count), new = loss_and_gradients(masters, key, tokens, supervised)
-            return tree_map(mx.add, gradients, new), total, count
+            masters: Tree, window: tuple[Tree, mx.array], key: mx.array, *targets: mx.array
+        ) -> tuple[tuple[Tree, mx.array], mx.array, mx.array, mx.array]:
+            gradients, sum_of_counts = window
+            count = targets[-1]
+            total, new = loss_and_gradients(masters, key, *targets)
+            at_least_one = mx.maximum(count, 1).astype(mx.float32)
+            norm = _norm(new) / at_least_one
+            good = mx.isfinite(total) & (total <= max_loss * at_least_one) & mx.isfinite(norm)
+            # `where`, not a product with 0: 0 × NaN is NaN.
+            added = tree_map(lambda old, g: mx.where(good, old + g, old), gradients, new)
+            return (added, sum_of_counts + mx.where(good, count, 0)), total, norm, good
 
         return accumulate
 
-    def _make_update(self, grad_clip: float | None) -> Callable[..., Any]:
-        def update(masters: Tree, gradients: Tree, loss: mx.array, count: mx.array) -> tuple[Tree, mx.array, mx.array]:
+    def _make_update(self, grad_clip: float | None, ratio: float) -> Callable[..., Any]:
+        def update(
+            masters: Tree, gradients: Tree, count: mx.array, factor: mx.array
+        ) -> tuple[Tree, mx.array, mx.array]:
             # Sums over sums: the gradient of one batch that holds the whole window.
             share = 1.0 / mx.maximum(count, 1).astype(mx.float32)
             mean = tree_map(lambda g: g * share, gradients)
-            norm = mx.sqrt(mx.stack([mx.square(g).sum() for g in flat(mean).values()]).sum())
+            norm = _norm(mean)
             if grad_clip is not None:
                 shrink = mx.minimum(grad_clip / (norm + 1e-6), 1.0)
                 mean = tree_map(lambda g: g * shrink, mean)
-            applied = mx.isfinite(norm) & mx.isfinite(loss) & (count > 0)
             before = tree_map(lambda s: s, self.optimizer.state)
             after = self.optimizer.apply_gradients(mean, masters)
+            after = tree_map_with_path(
+                lambda path, new, old: _scaled(new, old, factor, ratio if _is_b(path) else 1.0), after, masters
+            )
+            applied = mx.isfinite(norm) & (count > 0) & mx.isfinite(_norm(after))
 
-            # `where`, not a product with 0: 0 × NaN is NaN.
             def guard(new: mx.array, old: mx.array) -> mx.array:
                 return mx.where(applied, new, old)
 
@@ -168,6 +213,25 @@ class TrainingStep:
             return tree_map(guard, after, masters), norm, applied
 
         return update
+
+
+def _is_adapter(path: str) -> bool:
+    return path.rsplit(".", 1)[-1] in ADAPTER_LEAVES
+
+
+def _is_b(path: str) -> bool:
+    return path.rsplit(".", 1)[-1] == "lora_b"
+
+
+def _norm(tree: Tree) -> mx.array:
+    return mx.sqrt(mx.stack([mx.square(array).sum() for array in flat(tree).values()]).sum())
+
+
+def _scaled(new: mx.array, old: mx.array, factor: mx.array, ratio: float) -> mx.array:
+    """The update as if the learning rate were that many times as large: every optimizer's update is linear in it."""
+    if math.isclose(ratio, 1.0):
+        return mx.where(factor == 1.0, new, old + factor * (new - old))
+    return old + factor * ratio * (new - old)
 
 
 def _replace(live: Tree, new: Tree) -> None:

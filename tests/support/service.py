@@ -59,6 +59,7 @@ class Daemon:
             "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("daemon", "worker", "clients", ".", "tests")),
             "QLORAD_HOME": str(home),
             "QLORAD_GPU_LOCK": str(home / "gpu.lock"),
+            "QLORAD_REPORT": "0",
             "QLORAD_SETTLE_SECONDS": "0.3",
             "QLORAD_CPU_BLAS": "off",
             "HF_HUB_OFFLINE": "1",

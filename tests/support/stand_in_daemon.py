@@ -1,4 +1,4 @@
-"""The real daemon, whose worker's training process is the stand-in."""
+"""The real daemon, whose worker's training process is the stand-in, and which needs no whole model to examine a job."""
 
 import sys
 
@@ -8,7 +8,11 @@ from qlora_worker.settings import Settings
 
 if __name__ == "__main__":
     try:
-        serve(Settings.read(), worker_command=(sys.executable, "-P", "-m", "support.stand_in_worker"))
+        serve(
+            Settings.read(),
+            worker_command=(sys.executable, "-P", "-m", "support.stand_in_worker"),
+            examiner_module="qlora_engine.job.examine",
+        )
     except QloradError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)

@@ -112,6 +112,7 @@ def job(model: Path, data: Path, **keys: Any) -> dict[str, Any]:
         "save_every": 4,
         "val_batches": -1,
         "max_seq_length": 128,
+        "samples": 0,
         **keys,
     }
 

@@ -17,6 +17,7 @@ from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.training.adapters import save_adapters, start_from
 from qlora_engine.training.dropout import DropoutKey
+from qlora_engine.training.head import Targets
 from qlora_engine.training.model import Base, activation_type, add_adapters, load_folder
 from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.tree import flat
@@ -31,6 +32,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora": {"fine_tune_type": "dora"},
     "full": {"fine_tune_type": "full"},
     "recomputed": {"grad_checkpoint": True},
+    "rank-stabilized": {"lora_parameters": {"rank": 9, "scale": 2.0, "rank_stabilized": True}},
+    "adapted head": {"lora_parameters": {"rank": 2, "keys": ["model.embed_tokens", "self_attn.q_proj"]}},
 }
 
 
@@ -51,7 +54,7 @@ def prepared(job: ResolvedJob) -> tuple[Base, TrainingStep]:
     full = job.spec.fine_tune_type == "full"
     base = load_folder(Path(str(job.model_path)), "m", quantize=not full, dequantize=not full)
     dropout = DropoutKey()
-    add_adapters(base, job.spec, dropout)
+    add_adapters(base, job.spec, dropout, recompute=job.spec.grad_checkpoint)
     base.model.train()
     return base, training_step(
         base.model, dropout=dropout, optimizer="sgd", learning_rate=1.0, activations=activation_type(base.model)
@@ -60,7 +63,7 @@ def prepared(job: ResolvedJob) -> tuple[Base, TrainingStep]:
 
 def train(step: TrainingStep) -> None:
     for _ in range(3):
-        step.micro_batch(TOKENS, mx.ones(TOKENS.shape, mx.bool_), mx.random.key(0))
+        step.micro_batch(Targets(TOKENS, mx.ones(TOKENS.shape, mx.bool_)), mx.random.key(0))
         assert step.update().applied
 
 
@@ -91,11 +94,21 @@ def test_the_config_holds_what_mlx_lm_writes(models: dict[str, Path], tmp_path: 
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["fine_tune_type"] == "lora"
     assert config["num_layers"] == -1
-    assert config["lora_parameters"] == {"rank": 4, "scale": 8.0, "dropout": 0.1}
+    assert config["lora_parameters"] == {"rank": 4, "scale": 8.0, "dropout": 0.1, "rank_stabilized": False}
     assert config["model"] == str(models["quantized"])
     assert sorted(entry.name for entry in folder.iterdir()) == ["adapter_config.json", "adapters.safetensors"]
     arrays = mx.load(str(folder / "adapters.safetensors"))
     assert {array.dtype for array in arrays.values()} == {mx.float32}
+
+
+def test_the_saved_scale_is_the_one_in_effect(models: dict[str, Path], tmp_path: Path) -> None:
+    """mlx_lm knows no `rank_stabilized`: with the job's own scale it would compute another model."""
+    job = job_of(models["quantized"], lora_parameters={"rank": 9, "scale": 2.0, "rank_stabilized": True})
+    base, step = prepared(job)
+    assert base.model.layers[0].self_attn.q_proj.scale == 6.0
+    folder = save_adapters(tmp_path, step.masters, job)
+    saved = json.loads((folder / "adapter_config.json").read_text())["lora_parameters"]
+    assert (saved["scale"], saved["rank_stabilized"]) == (6.0, False)
 
 
 def test_saving_again_replaces(models: dict[str, Path], tmp_path: Path) -> None:

@@ -145,18 +145,21 @@ def test_rows_of_hardly_a_token_are_padded_too(length: int) -> None:
 def test_evaluation_rows_are_the_same_every_time() -> None:
     """Losses of other rows cannot be compared."""
     lengths = [5 + row % 9 for row in range(50)]
-    first = evaluation_batches(lengths, 4, 3, seed=1)
-    assert first == evaluation_batches(lengths, 4, 3, seed=1)
-    assert [len(rows) for rows in first] == [4, 4, 4]
-    assert len({row for rows in first for row in rows}) == 12
-    assert first != evaluation_batches(lengths, 4, 3, seed=2)
+    first = evaluation_batches(lengths, 4, 10, seed=1)
+    assert first == evaluation_batches(lengths, 4, 10, seed=1)
+    assert [len(rows) for rows in first] == [4, 4, 2]
+    drawn = {row for rows in first for row in rows}
+    assert len(drawn) == 10
+    # Also when memory allows fewer at once.
+    assert {row for rows in evaluation_batches(lengths, 2, 10, seed=1) for row in rows} == drawn
+    assert first != evaluation_batches(lengths, 4, 10, seed=2)
 
 
 def test_evaluation_of_all_rows_takes_each_once() -> None:
     """-1 means all; more than there are means all too."""
     lengths = [5 + row % 9 for row in range(10)]
-    for batches in (-1, 100):
-        chosen = evaluation_batches(lengths, 4, batches, seed=0)
+    for count in (-1, 100):
+        chosen = evaluation_batches(lengths, 4, count, seed=0)
         assert sorted(row for rows in chosen for row in rows) == list(range(10))
         assert [len(rows) for rows in chosen] == [4, 4, 2]
     assert evaluation_batches(lengths, 4, 0, seed=0) == []

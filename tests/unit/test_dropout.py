@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from mlx import nn
 
-from qlora_engine.training.dropout import DropoutKey, KeyedDropout, key_dropout, step_key
-from qlora_engine.training.loss import token_loss
+from qlora_engine.training.dropout import DropoutKey, KeyedDropout, key_dropout, slice_key, step_key
+from qlora_engine.training.head import Head
 from qlora_engine.training.recompute import checkpoint_layers
 from qlora_engine.training.tree import flat
-from support.small import batch, llama_model, lora_model, training_step
+from support.small import Arrays, assert_close, llama_model, lora_model, targets, training_step, window_gradients
 
 
 def masks(*, step: int, layer: int, seed: int = 0, p: float = 0.4) -> np.ndarray[Any, Any]:
@@ -68,15 +68,24 @@ def test_every_adapter_gets_a_dropout_of_its_own() -> None:
     assert key_dropout(lora_model(dropout=0.0), source) == 0
 
 
-def gradients(*, recompute: bool, dropout: float) -> dict[str, np.ndarray[Any, Any]]:
+def test_slices_of_a_micro_batch_have_masks_of_their_own() -> None:
+    """A ladder that computes it in parts may not drop the same units in each; whole, its masks stay as they were."""
+    whole = step_key(0, 3)
+    keys = [np.array(slice_key(whole, index)).tolist() for index in range(8)]
+    assert keys[0] == np.array(whole).tolist()
+    assert len({tuple(key) for key in keys}) == 8
+    others = {tuple(np.array(step_key(0, step)).tolist()) for step in range(100)} - {tuple(keys[0])}
+    assert not others & {tuple(key) for key in keys}
+
+
+def gradients(*, recompute: bool, dropout: float) -> Arrays:
     source = DropoutKey()
     model = lora_model(dropout=dropout, source=source)
     if recompute:
         checkpoint_layers(model.layers)
     step = training_step(model, dropout=source)
-    tokens, supervised = batch(3, 16)
-    step.micro_batch(tokens, supervised, step_key(0, 4))
-    return {name: np.array(array) for name, array in flat(step._gradients).items()}
+    step.micro_batch(targets(3, 16), step_key(0, 4))
+    return window_gradients(step)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
@@ -84,9 +93,7 @@ def test_recomputation_changes_no_gradient(dropout: float) -> None:
     """Stock dropout is drawn anew when a layer is recomputed: its gradients belong to no network."""
     plain = gradients(recompute=False, dropout=dropout)
     again = gradients(recompute=True, dropout=dropout)
-    assert plain.keys() == again.keys()
-    for name, value in plain.items():
-        np.testing.assert_allclose(again[name], value, atol=1e-5 * np.abs(value).max(), rtol=0, err_msg=name)
+    assert_close(again, plain)
 
 
 def test_gradients_under_recomputation_agree_with_finite_differences() -> None:
@@ -95,10 +102,9 @@ def test_gradients_under_recomputation_agree_with_finite_differences() -> None:
     model = lora_model(dropout=0.4, source=source)
     checkpoint_layers(model.layers)
     step = training_step(model, dropout=source)
-    tokens, supervised = batch(4, 16)
     key = step_key(0, 4)
-    step.micro_batch(tokens, supervised, key)
-    gradient = flat(step._gradients)
+    step.micro_batch(targets(4, 16), key)
+    gradient = {name: mx.array(array) for name, array in window_gradients(step).items()}
     direction = {name: mx.random.normal(g.shape, key=mx.random.key(i)) for i, (name, g) in enumerate(gradient.items())}
     along = sum(float((gradient[name] * direction[name]).sum()) for name in gradient)
 
@@ -107,7 +113,7 @@ def test_gradients_under_recomputation_agree_with_finite_differences() -> None:
         moved = {f"masters.{name}": state[f"masters.{name}"] + distance * d for name, d in direction.items()}
         probe = training_step(model, dropout=source)
         probe.restore({**probe.state(), **moved})
-        return probe.micro_batch(tokens, supervised, key)[0]
+        return probe.micro_batch(targets(4, 16), key).loss
 
     distance = 1e-3
     measured = (loss_at(distance) - loss_at(-distance)) / (2 * distance)
@@ -145,11 +151,10 @@ def test_recomputation_saves_memory() -> None:
         if recompute:
             checkpoint_layers(model.layers)
         step = training_step(model)
-        tokens, supervised = batch(4, 65)
-        step.micro_batch(tokens, supervised, step_key(0, 0))
+        step.micro_batch(targets(4, 65), step_key(0, 0))
         mx.clear_cache()
         mx.reset_peak_memory()
-        step.micro_batch(tokens, supervised, step_key(0, 0))
+        step.micro_batch(targets(4, 65), step_key(0, 0))
         return mx.get_peak_memory()
 
     assert peak(True) < 0.6 * peak(False)
@@ -159,5 +164,5 @@ def test_evaluation_of_a_checkpointed_model_is_that_of_a_plain_one() -> None:
     """Validation uses the same layers."""
     plain, checkpointed = llama_model(), llama_model()
     checkpoint_layers(checkpointed.layers)
-    tokens, supervised = batch(2, 16)
-    assert token_loss(plain, tokens, supervised)[0].item() == token_loss(checkpointed, tokens, supervised)[0].item()
+    losses = [Head(model).loss(*targets(2, 16).arrays()).item() for model in (plain, checkpointed)]
+    assert losses[0] == losses[1]

@@ -104,7 +104,7 @@ def test_dequantized_weights_compute_what_the_quantized_ones_do(plain: Path, tmp
                 )  # fmt: skip
                 assert mx.array_equal(flat(base.model.parameters())[f"{name}.weight"], weight), name
     assert relative_error(base.model(TOKENS), exact(TOKENS).astype(mx.float32)) < 2e-2
-    add_adapters(base, JobSpec(num_layers=-1), DropoutKey())
+    add_adapters(base, JobSpec(num_layers=-1), DropoutKey(), recompute=False)
     assert relative_error(base.model(TOKENS), exact(TOKENS).astype(mx.float32)) < 2e-2  # adapters begin as nothing
 
 
@@ -143,7 +143,12 @@ def test_parameters_are_counted_as_numbers_not_as_packed_words(plain: Path, tmp_
         folder = quantized(plain, tmp_path / str(bits), group_size=32, bits=bits)
         assert count_parameters(load_folder(folder, "m", quantize=True, dequantize=False).model) == (exact, 0)
     base = load_folder(plain, "m", quantize=True, dequantize=True)
-    add_adapters(base, JobSpec(num_layers=1, lora_parameters={"rank": 4, "keys": ["self_attn.q_proj"]}), DropoutKey())
+    add_adapters(
+        base,
+        JobSpec(num_layers=1, lora_parameters={"rank": 4, "keys": ["self_attn.q_proj"]}),
+        DropoutKey(),
+        recompute=False,
+    )
     assert count_parameters(base.model) == (exact + 4 * (64 + 64), 4 * (64 + 64))
 
 
@@ -164,7 +169,7 @@ def test_the_layers_that_a_job_names_are_trained(
     """As mlx_lm does for the same keys: the last `num_layers`, -1 for all."""
     full = keys.get("fine_tune_type") == "full"
     base = load_folder(plain, "m", quantize=not full, dequantize=not full)
-    add_adapters(base, JobSpec(**keys), DropoutKey())
+    add_adapters(base, JobSpec(**keys), DropoutKey(), recompute=False)
     names = list(flat(base.model.trainable_parameters()))
     assert {name.split(".")[2] for name in names} == layers
     assert {name.rsplit(".", 1)[-1] for name in names} == leaves
@@ -175,7 +180,7 @@ def test_the_same_seed_draws_the_same_adapters(plain: Path) -> None:
 
     def initial(seed: int) -> dict[str, bytes]:
         base = load_folder(plain, "m", quantize=True, dequantize=True)
-        add_adapters(base, JobSpec(num_layers=-1, seed=seed), DropoutKey())
+        add_adapters(base, JobSpec(num_layers=-1, seed=seed), DropoutKey(), recompute=False)
         return {name: bytes(memoryview(array)) for name, array in flat(base.model.trainable_parameters()).items()}
 
     mx.random.seed(123)
@@ -189,7 +194,7 @@ def test_more_layers_than_there_are_is_refused(plain: Path) -> None:
     """mlx_lm trains them all without a word."""
     base = load_folder(plain, "m", quantize=True, dequantize=False)
     with pytest.raises(ModelRejected, match="has 2 layers") as caught:
-        add_adapters(base, JobSpec(num_layers=3), DropoutKey())
+        add_adapters(base, JobSpec(num_layers=3), DropoutKey(), recompute=False)
     assert caught.value.where == "num_layers"
 
 
@@ -200,7 +205,7 @@ def test_layer_names_that_the_model_lacks_are_refused(plain: Path, keys: list[st
     """One mistyped name of two would train half of what was asked for."""
     base = load_folder(plain, "m", quantize=True, dequantize=False)
     with pytest.raises(ModelRejected) as caught:
-        add_adapters(base, JobSpec(num_layers=-1, lora_parameters={"keys": keys}), DropoutKey())
+        add_adapters(base, JobSpec(num_layers=-1, lora_parameters={"keys": keys}), DropoutKey(), recompute=False)
     assert caught.value.where == "lora_parameters.keys"
     assert caught.value.remedy
 
@@ -210,7 +215,7 @@ def test_full_fine_tuning_of_a_quantized_model_is_refused(plain: Path, tmp_path:
     folder = quantized(plain, tmp_path / "q", group_size=64, bits=4)
     base = load_folder(folder, "m", quantize=False, dequantize=False)
     with pytest.raises(ModelRejected, match="quantized"):
-        add_adapters(base, JobSpec(num_layers=-1, fine_tune_type="full"), DropoutKey())
+        add_adapters(base, JobSpec(num_layers=-1, fine_tune_type="full"), DropoutKey(), recompute=False)
 
 
 @pytest.mark.parametrize("harm", ["no tokenizer", "unknown type", "cut weights", "no weights", "config"])

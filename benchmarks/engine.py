@@ -1,0 +1,104 @@
+"""Train a model shape with random 4-bit weights through the whole engine; prints its last report as JSON.
+
+    python benchmarks/engine.py --shape mistral-7b --width 512 --rows 1 --accumulation 2 --recompute --limit-gb 6
+
+Makes the model, a tokenizer and full rows in a temporary folder, then runs `python -m qlora_engine` on a job file:
+loading, checkpoints and events are those of a real run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import string
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+
+def make_job(folder: Path, arguments: argparse.Namespace) -> Path:
+    """A job whose rows all have `width` inputs."""
+    data = folder / "data"
+    data.mkdir()
+    draw = random.Random(0)  # noqa: S311  # the same rows every time
+    letters = string.ascii_letters + "    "
+    rows = (json.dumps({"text": "".join(draw.choices(letters, k=arguments.width + 8))}) for _ in range(64))
+    (data / "train.jsonl").write_text("\n".join(rows) + "\n")
+    job = {
+        "model": str(folder / "model"), "data": str(data), "optimizer": "adamw", "num_layers": -1,
+        "lora_parameters": {"rank": arguments.rank, "scale": 2.0, "dropout": 0.0},
+        "batch_size": arguments.rows, "grad_accumulation_steps": arguments.accumulation,
+        "iters": arguments.iters, "steps_per_report": max(1, arguments.iters // 3),
+        "max_seq_length": arguments.width + 1, "grad_checkpoint": arguments.recompute, "samples": 0,
+        "memory": {"limit_gb": arguments.limit_gb},
+    }  # fmt: skip
+    file = folder / "job.json"
+    file.write_text(json.dumps(job))
+    return file
+
+
+def make_model(folder: Path, shape: str) -> None:
+    """In a process of its own, whose memory is gone when training starts."""
+    code = f"import engine; from pathlib import Path; engine.write_model(Path({str(folder)!r}), {shape!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "benchmarks", env=_environment())
+
+
+def write_model(folder: Path, shape: str) -> None:
+    """Write the shape with random weights, quantized to 4 bits in groups of 64."""
+    # Only the process that makes the model needs these.
+    import mlx.core as mx  # noqa: PLC0415
+    from mlx.utils import tree_flatten  # noqa: PLC0415
+    from step import quantized, settings_of  # noqa: PLC0415
+
+    from support.tiny import make_tokenizer  # noqa: PLC0415
+
+    folder.mkdir(parents=True)
+    make_tokenizer(folder)
+    model = quantized(shape)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    config = settings_of(shape) | {"quantization": {"group_size": 64, "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The last report of a run."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_model(folder / "model", arguments.shape)
+        job = make_job(folder, arguments)
+        run = [sys.executable, "-m", "qlora_engine", str(job), "--run", str(folder / "run"), "--json"]
+        result = subprocess.run(run, env=_environment(folder), capture_output=True, text=True, check=False)
+        events = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+        reports = [event for event in events if event["event"] == "training.report"]
+        if result.returncode != 0 or not reports:
+            raise SystemExit(f"rc {result.returncode}\n{result.stderr[-2000:]}\n{result.stdout[-2000:]}")
+    kept = ("tokens_per_second", "steps_per_second", "memory_gb", "peak_gb", "cache_gb", "process_gb", "loss")
+    return {"trainer": "qlorad engine", **vars(arguments), **{key: reports[-1][key] for key in kept}}
+
+
+def _environment(home: Path | None = None) -> dict[str, str]:
+    paths = [str(ROOT), str(ROOT / "worker"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
+    if home is not None:
+        variables |= {"QLORAD_HOME": str(home / "home"), "QLORAD_GPU_LOCK": str(home / "gpu.lock")}
+    return variables
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="smollm2-135m")
+    parser.add_argument("--width", type=int, default=512, help="inputs a row")
+    parser.add_argument("--rows", type=int, default=1, help="rows a micro-batch")
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--recompute", action="store_true", help="gradient checkpointing of every layer")
+    parser.add_argument("--limit-gb", type=float, default=None, help="memory.limit_gb of the job")
+    parser.add_argument("--iters", type=int, default=12)
+    print(json.dumps(measure(parser.parse_args())))

@@ -1,0 +1,58 @@
+"""How fast training proper goes; validation and checkpoints are not in it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Targets and micro-batches a second."""
+
+    tokens: float
+    steps: float
+
+
+class Lap:
+    """One timed block; `seconds` is set at its end."""
+
+    seconds = 0.0
+
+
+class Clock:
+    """Time spent in training since it was last asked, and since the last checkpoint."""
+
+    def __init__(self) -> None:
+        self._seconds, self._tokens, self._steps = 0.0, 0, 0
+        self._saved = time.monotonic()
+
+    @contextmanager
+    def running(self) -> Iterator[Lap]:
+        """Count the time of this block; the lap has it afterwards."""
+        lap, started = Lap(), time.perf_counter()
+        yield lap
+        lap.seconds = time.perf_counter() - started
+        self._seconds += lap.seconds
+
+    def count(self, tokens: int) -> None:
+        """Count one micro-batch."""
+        self._tokens, self._steps = self._tokens + tokens, self._steps + 1
+
+    def take(self) -> Speed:
+        """The speed since the last call."""
+        seconds = self._seconds or math.inf
+        speed = Speed(round(self._tokens / seconds, 1), round(self._steps / seconds, 3))
+        self._seconds, self._tokens, self._steps = 0.0, 0, 0
+        return speed
+
+    def note_saved(self) -> None:
+        """A checkpoint has been written."""
+        self._saved = time.monotonic()
+
+    def minutes_since_save(self) -> float:
+        """Since the last checkpoint, or the start."""
+        return (time.monotonic() - self._saved) / 60

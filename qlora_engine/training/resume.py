@@ -1,0 +1,211 @@
+"""Going on from a checkpoint: what one must agree with, how one is written, and the way back to an earlier one."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qlora_engine.job.datafiles import Split
+from qlora_engine.job.errors import CheckpointDamaged, ResumeRefused, TrainingFailed
+from qlora_engine.job.events import EventLog
+from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.job.spec import JobSpec
+from qlora_engine.training import checkpoint
+from qlora_engine.training.adapters import save_adapters, start_from
+from qlora_engine.training.ladder import Ladder
+from qlora_engine.training.progress import Progress
+from qlora_engine.training.runtime import Runtime
+from qlora_engine.training.step import TrainingStep
+
+# Keys that may differ between a checkpoint and the job that resumes it: they change nothing that is trained.
+FREE_KEYS = frozenset(
+    {
+        "name",
+        "priority",
+        "project_name",
+        "adapter_path",
+        "config",
+        "steps_per_report",
+        "checkpoint_minutes",
+        "clear_cache_threshold",
+        "grad_checkpoint",
+        "keep",
+        "memory",
+        "on_change",
+        "on_out_of_memory",
+        "report_to",
+        "samples",
+        "test",
+        "test_batches",
+    }
+)
+DEFAULTS = JobSpec().model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run, and what a step must agree with to go on from one.
+
+    Attributes:
+        hashes: SHA-256 of the data files, as they are now.
+    """
+
+    job: ResolvedJob
+    run: RunFolder
+    step: TrainingStep
+    hashes: Mapping[Split, str]
+    ladder: Ladder
+    runtime: Runtime
+    log: EventLog
+
+    def begin(self) -> Progress:
+        """Go on from the newest whole checkpoint, or start.
+
+        Raises:
+            ResumeRefused: the checkpoint was made by another job or from other data.
+        """
+        checkpoint.tidy(self.run.checkpoints)
+        newest = checkpoint.newest(self.run.checkpoints, self._say_damaged)
+        if newest is not None:
+            found, trainer = newest
+            changed = changes(trainer["fingerprint"], self._fingerprint())
+            if not changed:
+                self.log.emit("training.resumed", step=found.step, path=str(found.path))
+                return self._restore(found, trainer)
+            self._start_over(found, changed)
+        if self.job.resume_adapter_file:
+            start_from(Path(self.job.resume_adapter_file), self.step)
+        return Progress()
+
+    def save(self, progress: Progress, why: str) -> None:
+        """Write a checkpoint and the adapters as they are now; drop old checkpoints."""
+        started = time.perf_counter()
+        trainer = {
+            "progress": progress.as_json(),
+            "fingerprint": self._fingerprint(),
+            "ladder": self.ladder.as_json(),
+            "versions": self.runtime.versions,
+        }
+        saved = checkpoint.save(self.run.checkpoints, progress.step, self.step.state(), trainer)
+        save_adapters(self.run.adapters, self.step.masters, self.job)
+        checkpoint.prune(self.run.checkpoints, {progress.best_step, *progress.anchors, *progress.anchor_bests})
+        self.log.emit(
+            "checkpoint.saved",
+            step=saved.step,
+            path=str(saved.path),
+            why=why,
+            bytes=sum(file.stat().st_size for file in saved.path.iterdir()),
+            seconds=round(time.perf_counter() - started, 3),
+        )
+
+    def roll_back(self, tripped: Progress) -> Progress:
+        """Go back to a checkpoint from which training was good, with a lower rate, and past the rows that did it.
+
+        A kill at any point is harmless: from an earlier checkpoint the same rows are dropped again, and training
+        goes back again in the same way.
+
+        Raises:
+            TrainingFailed: no checkpoint is left to go back to.
+        """
+        target = tripped.guard.target_of(tripped.anchors)
+        checkpoint.remove_after(self.run.checkpoints, target)
+        found = checkpoint.newest(self.run.checkpoints, self._say_damaged)
+        if found is None:
+            raise TrainingFailed(
+                "Training must go back to a checkpoint, but none is whole.",
+                where=str(self.run.checkpoints),
+                remedy="Submit the job again with a lower learning_rate, and check the disk.",
+            )
+        progress = self._restore(*found)
+        guard = progress.guard.rolled_back(tripped.guard, found[0].step)
+        self.step.rate_factor = guard.rate_factor
+        self.log.emit(
+            "guard.rolled_back",
+            step=tripped.step,
+            to_step=progress.step,
+            skipped=[step + 1 for step in tripped.guard.dropped],
+            rate_factor=guard.rate_factor,
+            rollbacks=guard.rollbacks,
+        )
+        progress = replace(progress, guard=guard)
+        self.save(progress, "rollback")
+        return progress
+
+    def take_best(self, progress: Progress) -> int | None:
+        """Put the weights of the lowest validation loss into the step; its step, or None if they cannot be had."""
+        if progress.best_step is None:
+            return None
+        best = checkpoint.folder_of(self.run.checkpoints, progress.best_step)
+        try:
+            checkpoint.check(best)
+        except CheckpointDamaged as error:
+            self._say_damaged(best, error)
+            return None
+        self.step.restore(checkpoint.load_arrays(best))
+        return progress.best_step
+
+    def _restore(self, found: checkpoint.Checkpoint, trainer: Mapping[str, Any]) -> Progress:
+        progress = Progress.of(trainer["progress"])
+        self.step.restore(checkpoint.load_arrays(found.path))
+        self.step.rate_factor = progress.guard.rate_factor
+        return progress
+
+    def _start_over(self, found: checkpoint.Checkpoint, changed: list[str]) -> None:
+        """Give the checkpoints up, if the job says so.
+
+        Raises:
+            ResumeRefused: it does not.
+        """
+        if self.job.spec.on_change == "refuse":
+            raise ResumeRefused(
+                f"The checkpoint at step {found.step} was made with other settings or data: {', '.join(changed)}.",
+                where=str(found.path),
+                remedy="Put them back to go on, set on_change: restart to start over, or submit the job anew.",
+            )
+        self.log.emit("training.restarted", changed=changed, step=found.step)
+        shutil.rmtree(self.run.checkpoints)
+        self.job.store(self.run.spec)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return fingerprint(self.job, self.hashes)
+
+    def _say_damaged(self, path: Path, error: CheckpointDamaged) -> None:
+        self.log.emit("checkpoint.damaged", path=str(path), what=error.what)
+
+
+def fingerprint(job: ResolvedJob, hashes: Mapping[Split, str]) -> dict[str, Any]:
+    """What a checkpoint must agree with: the settings that shape training, the model and the data."""
+    spec = {key: value for key, value in job.spec.model_dump(mode="json").items() if key not in FREE_KEYS}
+    data = {f"data.{part}": sha256 for part, sha256 in hashes.items() if part != "test"}
+    model = {"model files": identity(Path(job.model_path))} if job.model_path else {}
+    return spec | data | model
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys in which two fingerprints differ. A key that an older version did not know had its default."""
+
+    def at(side: Mapping[str, Any], key: str) -> Any:
+        default = DEFAULTS.get(key)
+        value = side.get(key, default)
+        return default | value if isinstance(default, dict) and isinstance(value, dict) else value
+
+    return sorted(key for key in then.keys() | now.keys() if at(then, key) != at(now, key))
+
+
+def identity(model: Path) -> str:
+    """SHA-256 over a model's config and, of each file of weights, its size and its table of arrays.
+
+    The weights themselves are not read: of a model of 40 GB that would take longer than loading it.
+    """
+    digest = hashlib.sha256((model / "config.json").read_bytes())
+    for file in sorted(model.glob("model*.safetensors")):
+        with file.open("rb") as weights:
+            length = int.from_bytes(weights.read(8), "little")
+            digest.update(f"{file.name} {file.stat().st_size} ".encode() + weights.read(min(length, 1 << 26)))
+    return digest.hexdigest()

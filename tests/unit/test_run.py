@@ -1,0 +1,283 @@
+"""A whole run in this process: which adapters are its result, when it ends early, and what it does with less memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from qlora_engine.job.datafiles import check_folder
+from qlora_engine.job.errors import DataRejected, OutOfMemory
+from qlora_engine.job.events import Event, EventLog
+from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.job.spec import JobSpec
+from qlora_engine.training import checkpoint
+from qlora_engine.training.head import Targets
+from qlora_engine.training.run import Outcome, train
+from qlora_engine.training.step import MicroBatch, TrainingStep
+from qlora_engine.training.stop import StopRequest
+from support import tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_model(tmp_path_factory.mktemp("run") / "model", layers=1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_data(tmp_path_factory.mktemp("run") / "data", train=14, valid=4, test=3)
+
+
+@pytest.fixture(autouse=True)
+def limits_of_before() -> Iterator[None]:
+    """A run sets MLX's limits for its whole process, which other tests share."""
+    cache = mx.set_cache_limit(1 << 30)
+    yield
+    mx.set_cache_limit(cache)
+
+
+class Run:
+    """A run folder and what was said in it."""
+
+    def __init__(self, folder: Path, model: Path, data: Path, **keys: Any) -> None:
+        self.folder, self.events = RunFolder(folder), list[Event]()
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        spec = JobSpec(**tiny.job(model, data, **keys))
+        self.job = ResolvedJob(spec=spec, model_path=str(model), data=check_folder(data, spec))
+        self.job.store(self.folder.spec)
+
+    def go(self, attempt: int = 0, **changed: Any) -> Outcome:
+        """One process's part, with some of the job's keys changed."""
+        self.events.clear()
+        self.stop = StopRequest()
+        job = self.job.model_copy(update={"spec": self.job.spec.model_copy(update=changed)})
+        quiet = EventLog([])
+        log = EventLog([self.events.append])
+        return train(job, self.folder, attempt=attempt, log=log, metrics=quiet, stop=self.stop)
+
+    def said(self, name: str) -> list[Event]:
+        return [event for event in self.events if event["event"] == name]
+
+    @property
+    def done(self) -> Event:
+        (event,) = self.said("training.done")
+        return event
+
+    @property
+    def adapters(self) -> dict[str, mx.array]:
+        return mx.load(str(self.folder.adapters / "adapters.safetensors"))
+
+    def masters_of(self, step: int) -> dict[str, mx.array]:
+        """The adapters in a checkpoint."""
+        arrays = checkpoint.load_arrays(checkpoint.folder_of(self.folder.checkpoints, step))
+        return {name.removeprefix("masters."): a for name, a in arrays.items() if name.startswith("masters.")}
+
+
+def same(left: dict[str, mx.array], right: dict[str, mx.array]) -> bool:
+    return left.keys() == right.keys() and all(mx.array_equal(left[name], right[name]) for name in left)
+
+
+# A rate that first helps and then harms, so that the best is neither the first nor the last.
+OVERSHOOTS = {
+    "iters": 14,
+    "grad_accumulation_steps": 1,
+    "optimizer": "sgd",
+    "lr_schedule": {"name": "exponential_decay", "arguments": [0.02, 1.7]},
+    "steps_per_eval": 2,
+    "save_every": 100,
+}
+
+
+@pytest.fixture(scope="module")
+def overshot(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) -> Path:
+    """A run that has ended, with `keep: best`."""
+    run = Run(tmp_path_factory.mktemp("overshot") / "run", model, data, **OVERSHOOTS, keep="best")
+    assert run.go() is Outcome.DONE
+    losses = {event["step"]: event["loss"] for event in run.said("validation")}
+    best = min(losses, key=lambda step: losses[step])
+    assert 0 < best < 10
+    assert losses[14] > 1.02 * losses[best]
+    assert (run.done["kept"], run.done["kept_step"]) == ("best", best)
+    assert run.done["loss_after"] == losses[best]
+    assert run.done["loss_before"] == losses[0]
+    assert same(run.adapters, run.masters_of(best))
+    assert not same(run.adapters, run.masters_of(14))
+    (run.folder.path / "best").write_text(str(best))
+    return run.folder.path
+
+
+def copy_of(overshot: Path, folder: Path, model: Path, data: Path) -> tuple[Run, int]:
+    shutil.copytree(overshot, folder)
+    return Run(folder, model, data, **OVERSHOOTS, keep="best"), int((folder / "best").read_text())
+
+
+def test_the_best_adapters_are_the_result(overshot: Path, tmp_path: Path, model: Path, data: Path) -> None:
+    """`keep: best` is asked for because the last are worse. A run that is started again after its end says the same."""
+    run, best = copy_of(overshot, tmp_path / "run", model, data)
+    assert run.go() is Outcome.DONE
+    assert (run.done["kept"], run.done["kept_step"]) == ("best", best)
+    assert same(run.adapters, run.masters_of(best))
+
+
+def test_keep_last_is_the_end(overshot: Path, tmp_path: Path, model: Path, data: Path) -> None:
+    """The same run's last weights; `keep` shapes no training and may change."""
+    run, _ = copy_of(overshot, tmp_path / "run", model, data)
+    assert run.go(keep="last") is Outcome.DONE
+    assert (run.done["kept"], run.done["kept_step"]) == ("last", 14)
+    assert same(run.adapters, run.masters_of(14))
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone"])
+def test_without_a_whole_best_checkpoint_the_last_is_the_result_and_it_is_said(
+    overshot: Path, tmp_path: Path, model: Path, data: Path, harm: str
+) -> None:
+    """A run of days may not fail at its end for that; nor pretend."""
+    run, best = copy_of(overshot, tmp_path / "run", model, data)
+    folder = checkpoint.folder_of(run.folder.checkpoints, best)
+    if harm == "gone":
+        shutil.rmtree(folder)
+    else:
+        (folder / checkpoint.ARRAYS).write_bytes(b"cut")
+    assert run.go() is Outcome.DONE
+    (event,) = run.said("checkpoint.damaged")
+    assert event["path"] == str(folder)
+    assert (run.done["kept"], run.done["kept_step"]) == ("last", 14)
+    assert same(run.adapters, run.masters_of(14))
+
+
+def test_early_stopping_ends_the_run_with_the_best(tmp_path: Path, model: Path, data: Path) -> None:
+    """And it is the end: started again, nothing more is trained."""
+    keys = OVERSHOOTS | {"iters": 40, "early_stopping": {"patience": 2}, "keep": "best", "test": True}
+    run = Run(tmp_path / "run", model, data, **keys)
+    assert run.go() is Outcome.DONE
+    losses = {event["step"]: event["loss"] for event in run.said("validation") if event["split"] == "valid"}
+    best = min(losses, key=lambda step: losses[step])
+    (event,) = run.said("training.early_stopped")
+    assert (event["step"], event["best_step"], event["best_loss"]) == (best + 4, best, losses[best])
+    assert max(losses) == best + 4
+    assert run.done["kept_step"] == best
+    assert [e["split"] for e in run.said("validation")][-1] == "test"
+    assert run.go() is Outcome.DONE
+    assert [e["split"] for e in run.said("validation")] == ["test"]
+    assert (run.done["step"], run.done["kept_step"]) == (best + 4, best)
+
+
+def change_data(folder: Path, data: Path) -> Path:
+    shutil.copytree(data, folder)
+    return folder
+
+
+def test_data_that_changed_after_the_job_was_accepted_is_refused_or_starts_over(
+    tmp_path: Path, model: Path, data: Path
+) -> None:
+    """As the job says, and with the new rows; before there is a checkpoint and after."""
+    mine = change_data(tmp_path / "data", data)
+    run = Run(tmp_path / "run", model, mine, iters=4, steps_per_eval=100)
+    assert run.go() is Outcome.DONE
+    first = run.adapters
+    rows = (mine / "train.jsonl").read_text().splitlines()
+    (mine / "train.jsonl").write_text("\n".join(rows[:9]) + "\n")
+    with pytest.raises(DataRejected, match=r"train\.jsonl is not what it was") as caught:
+        run.go()
+    assert "on_change: restart" in str(caught.value.remedy)
+    assert run.go(on_change="restart") is Outcome.DONE
+    (event,) = run.said("training.restarted")
+    assert event["changed"] == ["data.train"]
+    assert run.said("data.loaded")[0]["train"] == 9
+    fresh = Run(tmp_path / "fresh", model, mine, iters=4, steps_per_eval=100)
+    assert fresh.go() is Outcome.DONE
+    assert same(run.adapters, fresh.adapters)
+    assert not same(run.adapters, first)
+
+
+def test_a_run_that_runs_out_of_memory_ends_with_the_same_adapters(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Down the ladder from its checkpoint: each process ends, and the next goes on in a way that needs less."""
+    keys = {"iters": 7, "optimizer": "sgd", "learning_rate": 0.05, "save_every": 2}
+    through = Run(tmp_path / "through", model, data, **keys)
+    assert through.go() is Outcome.DONE
+    whole = TrainingStep.micro_batch
+    calls = 0
+
+    def fails(self: TrainingStep, targets: Targets, key: mx.array) -> MicroBatch:
+        nonlocal calls
+        calls += 1
+        if calls in (4, 9):
+            raise RuntimeError("[malloc] Unable to allocate 1099511627776 bytes.")
+        return whole(self, targets, key)
+
+    monkeypatch.setattr(TrainingStep, "micro_batch", fails)
+    run = Run(tmp_path / "run", model, data, **keys)
+    rungs = []
+    for attempt in (1, 2):
+        assert run.go(attempt) is Outcome.SMALLER
+        (event,) = run.said("ladder.rung")
+        rungs.append((event["rung"], event["reason"], event["effective_batch"]))
+    assert run.go(3) is Outcome.DONE
+    reason = "[malloc] Unable to allocate 1099511627776 bytes."
+    assert rungs == [("recompute", reason, 4), ("split", reason, 4)]
+    assert (run.done["step"], run.done["tokens"]) == (through.done["step"], through.done["tokens"])
+    for name, array in through.adapters.items():
+        np.testing.assert_allclose(np.array(run.adapters[name]), np.array(array), atol=1e-5, err_msg=name)
+    kept = json.loads((run.folder.ladder).read_bytes())
+    assert kept["layout"] == {"recompute": True, "rows": 1, "longest": 128}
+
+
+def test_a_run_that_is_asked_to_stop_says_where_and_is_done_the_next_time(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a checkpoint, and without calling what it has a result."""
+    run = Run(tmp_path / "run", model, data, iters=6)
+    whole = TrainingStep.micro_batch
+
+    def stops(self: TrainingStep, targets: Targets, key: mx.array) -> MicroBatch:
+        run.stop.request("the test")
+        return whole(self, targets, key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingStep, "micro_batch", stops)
+        # The second micro-batch of the first window is not begun: the stop comes before it.
+        assert run.go() is Outcome.STOPPED
+    assert run.said("training.stopped")[0]["step"] == 0
+    assert run.said("training.done") == []
+    assert run.go() is Outcome.DONE
+    assert run.done["step"] == 6
+
+
+def test_when_nothing_is_left_to_do_without_the_run_fails_with_what_to_try(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with a traceback of the allocator's, and not by starting for ever."""
+
+    def fails(*_: Any) -> MicroBatch:
+        raise RuntimeError("[malloc] Unable to allocate 1099511627776 bytes.")
+
+    monkeypatch.setattr(TrainingStep, "micro_batch", fails)
+    run = Run(tmp_path / "run", model, data, iters=2, batch_size=1, grad_checkpoint=True)
+    with pytest.raises(OutOfMemory, match="Unable to allocate") as caught:
+        run.go()
+    assert "max_seq_length" in str(caught.value.remedy)
+
+
+def test_an_error_of_another_kind_is_no_want_of_memory(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug that sent a job down the ladder would be hidden by it."""
+
+    def fails(*_: Any) -> MicroBatch:
+        raise RuntimeError("[matmul] Last dimension of first input must match")
+
+    monkeypatch.setattr(TrainingStep, "micro_batch", fails)
+    run = Run(tmp_path / "run", model, data, iters=2)
+    with pytest.raises(RuntimeError, match="matmul"):
+        run.go()
+    assert not run.folder.ladder.exists()
