@@ -1,21 +1,23 @@
-"""A run that is stopped anywhere and resumed gives the same losses and the same adapters as one that was not."""
+"""A run that is asked to stop does so soon, at a checkpoint, and goes on as if it had not been."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
+import time
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from support import tiny
+from support import foreground, tiny
+from support.foreground import Engine
 
-TIME_LIMIT = 60
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def job_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keys = tiny.job(
         model,
         data,
-        iters=60,
+        iters=STEPS,
         mask_prompt=True,
         grad_checkpoint=True,
         optimizer="adamw",
@@ -39,103 +41,95 @@ def job_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_job(folder / "job.yaml", keys)
 
 
-def environment(folder: Path) -> dict[str, str]:
-    return os.environ | {"QLORAD_HOME": str(folder / "home"), "QLORAD_GPU_LOCK": str(folder / "gpu.lock")}
-
-
-def start(job_file: Path, run: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "qlora_engine", str(job_file), "--run", str(run), "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(run.parent),
-    )
-
-
-def run_to_end(job_file: Path, run: Path) -> None:
-    process = start(job_file, run)
-    process.communicate(timeout=TIME_LIMIT)
-    assert process.returncode == 0
-
-
-def losses(run: Path) -> dict[int, float]:
-    """The loss of every step; a step that was done twice must have given the same twice."""
-    found: dict[int, float] = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        event = json.loads(line)
-        assert found.setdefault(event["step"], event["loss"]) == event["loss"], f"step {event['step']} differs"
-    return found
-
-
-def validations(run: Path) -> dict[int, float]:
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    return {event["step"]: event["loss"] for event in events if event["event"] == "validation"}
-
-
-def digest(run: Path) -> str:
-    return hashlib.sha256((run / "adapters" / "adapters.safetensors").read_bytes()).hexdigest()
+@pytest.fixture(scope="module")
+def undisturbed(job_file: Path) -> Path:
+    run = foreground.train(job_file, job_file.parent / "undisturbed")
+    assert len(foreground.losses(run)) == STEPS
+    return run
 
 
 @pytest.fixture(scope="module")
-def undisturbed(job_file: Path) -> Path:
-    run = job_file.parent / "undisturbed"
-    run_to_end(job_file, run)
-    assert len(losses(run)) == 60
-    return run
+def slow_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job whose micro-batch takes a second or so."""
+    folder = tmp_path_factory.mktemp("slow")
+    model = tiny.make_model(folder / "model", layers=12)
+    (folder / "data").mkdir()
+    draw = random.Random(0)
+    rows = (json.dumps({"text": "".join(draw.choices("abcdefgh ", k=600))}) for _ in range(8))
+    (folder / "data" / "train.jsonl").write_text("\n".join(rows) + "\n")
+    keys = tiny.job(model, folder / "data", batch_size=2, save_every=100, max_seq_length=512)
+    return tiny.write_job(folder / "job.yaml", keys)
 
 
 def test_two_runs_of_one_job_are_equal(job_file: Path, undisturbed: Path) -> None:
     """Without this no other comparison means anything."""
-    again = job_file.parent / "again"
-    run_to_end(job_file, again)
-    assert losses(again) == losses(undisturbed)
-    assert digest(again) == digest(undisturbed)
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_a_run_that_is_stopped_and_killed_at_random_steps_ends_the_same(
-    job_file: Path, undisturbed: Path, seed: int
-) -> None:
-    """A preempted job may not learn anything else than one that ran through."""
-    draw = random.Random(seed)
-    run = job_file.parent / f"stopped-{seed}"
-    stops = 0
-    while True:
-        process = start(job_file, run)
-        assert process.stdout is not None
-        steps_to_go = draw.randrange(1, 18)
-        number = draw.choice([signal.SIGTERM, signal.SIGKILL])
-        for line in process.stdout:
-            steps_to_go -= '"training.step"' in line
-            if steps_to_go == 0 and number:
-                process.send_signal(number)
-                stops += 1
-                break
-        process.communicate(timeout=TIME_LIMIT)
-        if process.returncode == 0:
-            break
-        assert process.returncode == (75 if number == signal.SIGTERM else -number)
-    assert stops >= 3
-    assert losses(run) == losses(undisturbed)
-    assert validations(run) == validations(undisturbed)
-    assert digest(run) == digest(undisturbed)
+    again = foreground.train(job_file, job_file.parent / "again")
+    assert foreground.losses(again) == foreground.losses(undisturbed)
+    assert foreground.digest(again) == foreground.digest(undisturbed)
 
 
 def test_a_stop_inside_validation_is_a_stop_at_a_checkpoint(job_file: Path, undisturbed: Path) -> None:
     """Validation can take longer than launchd waits; a stop in it may lose no step and no validation."""
     run = job_file.parent / "in-validation"
-    process = start(job_file, run)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if '"step": 12,' in line and '"training.step"' in line:  # the next thing is the validation
-            process.send_signal(signal.SIGTERM)
-            break
-    process.communicate(timeout=TIME_LIMIT)
-    assert process.returncode == 75
+    with Engine(job_file, run) as engine:
+        engine.wait_for("training.step", step=12)  # the next thing is the validation
+        engine.process.send_signal(signal.SIGTERM)
+        assert engine.end() == 75
     assert (run / "checkpoints" / "step-000012").is_dir()
-    run_to_end(job_file, run)
-    assert validations(run) == validations(undisturbed)
-    assert digest(run) == digest(undisturbed)
+    foreground.train(job_file, run)
+    assert foreground.validations(run) == foreground.validations(undisturbed)
+    assert foreground.digest(run) == foreground.digest(undisturbed)
+
+
+def test_a_stop_takes_no_longer_than_a_micro_batch_and_a_save(slow_job: Path) -> None:
+    """Who asks for the GPU waits for it, and launchd kills what takes too long."""
+    run = slow_job.parent / "stopped"
+    with Engine(slow_job, run, QLORAD_CPU_BLAS="off") as engine:
+        engine.wait_for("training.step", step=3)  # the second window has begun
+        engine.process.send_signal(signal.SIGTERM)
+        assert engine.end() == 75
+    (asked,), (stopped,) = foreground.events(run, "training.stopping"), foreground.events(run, "training.stopped")
+    steps = foreground.lines(run / "metrics.jsonl")
+    save = foreground.events(run, "checkpoint.saved")[-1]
+    assert sum(step["ts"] > asked["ts"] for step in steps) <= 1
+    assert stopped["step"] == save["step"] in (2, 4)
+    assert seconds_between(asked, stopped) < 2 * max(step["seconds"] for step in steps) + save["seconds"]
+
+
+def test_a_second_signal_ends_training_in_the_middle_of_a_micro_batch(slow_job: Path) -> None:
+    """A person who asks twice means now; the last checkpoint stands."""
+    run = slow_job.parent / "ended"
+    with Engine(slow_job, run, QLORAD_CPU_BLAS="off") as engine:
+        step = engine.wait_for("training.step", step=1)
+        engine.process.send_signal(signal.SIGTERM)
+        engine.wait_for("training.stopping")
+        asked = time.monotonic()
+        engine.process.send_signal(signal.SIGTERM)
+        assert engine.process.wait(foreground.TIME_LIMIT) == 75
+        assert time.monotonic() - asked < step["seconds"]
+    assert len(foreground.lines(run / "metrics.jsonl")) == 1
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000"]
+    assert not foreground.events(run, "training.stopped")
+
+
+def test_a_stop_while_the_model_answers_waits_for_no_answer(job_file: Path) -> None:
+    """Before training there is nothing to lose; after it the result is there, and the run is done."""
+    keys = json.loads(job_file.read_text()) | {"samples": 20, "iters": 6, "val_batches": 0}
+    file, run = tiny.write_job(job_file.parent / "asked.yaml", keys), job_file.parent / "asked"
+    with Engine(file, run) as engine:
+        engine.wait_for("phase.started", phase="sample")
+        engine.process.send_signal(signal.SIGTERM)
+        assert engine.end() == 75
+    assert not (run / "checkpoints").exists()
+    with Engine(file, run) as engine:
+        engine.wait_for("phase.ended", phase="train")
+        engine.wait_for("phase.started", phase="sample")
+        engine.process.send_signal(signal.SIGTERM)
+        assert engine.end() == 0
+    assert len(foreground.events(run, "training.done")) == 1
+    after = [event for event in foreground.events(run, "sample.answered") if event["when"] == "after"]
+    assert len(after) < 5
+    assert (run / "adapters" / "adapters.safetensors").exists()
 
 
 def test_a_changed_job_is_not_resumed(job_file: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -146,10 +140,14 @@ def test_a_changed_job_is_not_resumed(job_file: Path, undisturbed: Path, tmp_pat
         [sys.executable, "-m", "qlora_engine", str(changed), "--run", str(undisturbed)],
         capture_output=True,
         text=True,
-        env=environment(undisturbed.parent),
-        timeout=TIME_LIMIT,
+        env=foreground.environment(undisturbed.parent),
+        timeout=foreground.TIME_LIMIT,
         check=False,
     )
     assert process.returncode == 65
     assert "learning_rate" in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def seconds_between(first: dict[str, Any], second: dict[str, Any]) -> float:
+    return (datetime.fromisoformat(second["ts"]) - datetime.fromisoformat(first["ts"])).total_seconds()

@@ -143,7 +143,7 @@ class Daemon:
 
     def jobs(self) -> list[JobRecord]:
         """Every job, oldest first."""
-        return [JobRecord.load(path) for path in sorted(self.home.runs.glob("*/state.json"))]
+        return [JobRecord.load(path) for path in sorted(self.home.runs.glob("[!.]*/state.json"))]
 
     def job(self, name: str) -> JobRecord:
         """The one job with this name."""
