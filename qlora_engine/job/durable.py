@@ -83,29 +83,32 @@ def move(source: Path, target: Path) -> None:
 class AppendOnly:
     """A file of lines that several processes may append to.
 
-    Every line is one `write` on a descriptor opened with O_APPEND, so lines of two writers never mix. A
-    crashed writer can leave a last line without its newline; the next writer ends it first.
+    Every line is one `write` on a descriptor opened with O_APPEND: the system writes it whole before it lets in
+    another, so lines of two writers never mix. A crash or a full disk can leave a line without its end, and
+    what comes next stands on the same line. Only the one who wrote that can tell, for the end of a file that
+    another writer is just extending looks the same; it writes its line again.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._torn = False
-        size = os.fstat(self._descriptor).st_size
-        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-            os.write(self._descriptor, b"\n")
 
     def write_line(self, line: str) -> None:
         """Append `line` and a newline in one write.
 
         Raises:
-            OSError: the disk is full; of the line, a part may be there, which the next one ends.
+            OSError: the disk is full; a part of the line may be there, which no reader takes for a line.
         """
-        content = (b"\n" if self._torn else b"") + line.encode() + b"\n"
-        written = os.write(self._descriptor, content)
-        self._torn = written < len(content)
-        if self._torn:
+        content = line.encode() + b"\n"
+        if not self._append(content):
+            self._append(content)
+
+    def _append(self, content: bytes) -> bool:
+        """Write at the end; False if that was in the middle of a line."""
+        if os.write(self._descriptor, content) < len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        start = os.lseek(self._descriptor, 0, os.SEEK_CUR) - len(content)
+        return start == 0 or os.pread(self._descriptor, 1, start - 1) == b"\n"
 
     def sync(self) -> None:
         """Force what was appended to the disk."""

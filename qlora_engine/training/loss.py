@@ -70,8 +70,8 @@ def trained_loss(project: Project, hidden: mx.array, targets: mx.array, valid: m
         gradients: list[mx.array] = []
         for these in _chunks(hidden, width):
             part = hidden[these]
-            if gradients:
-                (part,) = mx.depends([part], [gradients[-1]])
+            if gradients:  # on the loss too, or every chunk's logits would wait for the sum at the end
+                (part,) = mx.depends([part], [gradients[-1], total])
 
             def of_chunk(part: mx.array, these: slice = these) -> mx.array:
                 return summed_loss(project(part), targets[these], valid[these])
