@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from qlora_client.follow import LOOK_SECONDS, Tail
+from qlora_client.signals import ended_by_signals
 from qlora_engine.job.errors import DaemonUnavailable
 from qlora_engine.job.folder import Home
 from qlora_engine.job.lock import holder_of
@@ -76,7 +76,7 @@ def serving(home: Home, say: Callable[[str], None]) -> Iterator[ServingDaemon]:
         say(f"A daemon serves {home.path} already (process {plain(holder.get('pid', 'unknown'), 20)}).")
         yield ServingDaemon(home, None, output)
         return
-    with _ended_by_signals():
+    with ended_by_signals():
         process = _start(home, output)
         try:
             say(f"Started a daemon for {home.path} (process {process.pid}).")
@@ -142,18 +142,3 @@ def _ended(code: int, output: Path) -> DaemonUnavailable:
         where=str(output),
         remedy="Look there, and into `qlora logs`; `qlorad` in a terminal shows the same.",
     )
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end this program in order, so that what it started is stopped."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -125,6 +125,10 @@ class OutOfMemory(TrainingFailed):
     """The job does not fit into memory, and nothing that it allows would make it fit."""
 
 
+class BenchFailed(TrainingFailed):
+    """A trainer ended before its speed was measured."""
+
+
 class CheckpointDamaged(QloradError):
     """A checkpoint does not match its manifest."""
 

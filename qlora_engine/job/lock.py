@@ -37,6 +37,11 @@ class HeldLock:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, content, 0)
 
+    @property
+    def descriptor(self) -> int:
+        """For `pass_fds`: a child that has it holds the lock too, for as long as it lives."""
+        return self._descriptor
+
     def release(self) -> None:
         """Let the lock go. Twice is once."""
         if self._descriptor >= 0:

@@ -93,7 +93,7 @@ def test_a_wrong_command_line_says_what_is_wrong(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["submit"], ["ls"], ["show"], ["logs"], ["cancel"], [], ["models"], ["models", "add"]]
+    "arguments", [["submit"], ["ls"], ["show"], ["logs"], ["cancel"], ["bench"], [], ["models"], ["models", "add"]]
 )
 def test_help_says_what_to_type_next(arguments: list[str]) -> None:
     """Nobody reads a manual first."""
