@@ -26,7 +26,12 @@ class EngineSettings(BaseSettings):
         default="auto",
         description="BLAS library for MLX's CPU backend on Linux: auto, off, or the path of a library",
     )
-
+    token_cache_gb: float = Field(
+        default=10.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="tokens kept in the home, 10^9 bytes; what was not used for longest goes first; 0 keeps none",
+    )
     report: bool = Field(default=True, description="write report.html when a run has ended")
 
     @classmethod

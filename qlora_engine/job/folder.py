@@ -49,6 +49,16 @@ class Home:
         return self.path / "models"
 
     @property
+    def tokens(self) -> Path:
+        """Tokenized data, made anew when it is deleted."""
+        return self.path / "cache" / "tokens"
+
+    @property
+    def measured(self) -> Path:
+        """What was measured on this machine, measured anew when it is deleted."""
+        return self.path / "cache" / "measured.json"
+
+    @property
     def logs(self) -> Path:
         """The service log."""
         return self.path / "logs"

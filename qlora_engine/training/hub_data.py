@@ -12,30 +12,34 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from qlora_engine.job.datafiles import SPLITS, DataFormat, Split, check_row, format_of
 from qlora_engine.job.errors import DataRejected
 from qlora_engine.job.spec import JobSpec
-from qlora_engine.training.data import Document, tokenize
+from qlora_engine.training.documents import Documents
+from qlora_engine.training.encode import Encoded, encode_rows
+from qlora_engine.training.spool import Spool
+from qlora_engine.training.token_rows import RowWriter, in_memory
 
 # mlx_lm's defaults for `hf_dataset`; a test split has none.
 DEFAULT_SPLITS: dict[Split, str | None] = {"train": "train[:80%]", "valid": "train[-10%:]", "test": None}
 FEATURES = ("prompt_feature", "completion_feature", "chat_feature", "text_feature")
 
 
-def read_hub_documents(spec: JobSpec, tokenizer: TokenizerWrapper) -> dict[Split, list[Document]]:
+def read_hub_documents(spec: JobSpec, tokenizer: TokenizerWrapper) -> dict[Split, Documents]:
     """Tokenize the splits of the job's hub data set, or of each of its `hf_dataset` entries in order.
 
     Raises:
         DataRejected: it does not exist, cannot be fetched, or has no training rows.
     """
-    documents: dict[Split, list[Document]] = {}
+    found: dict[Split, RowWriter] = {}
     for section, reading, name in _sources(spec):
         for split in SPLITS:
             if split == "test" and not spec.test:
                 continue
             rows = list(_load(name, split, section))
             if rows:
-                documents.setdefault(split, []).extend(_tokenize(rows, f"{name} ({split})", reading, tokenizer))
-    if not documents.get("train"):
+                into = found.setdefault(split, RowWriter(Spool(None)))
+                into.filled(_encoded(rows, f"{name} ({split})", reading, tokenizer))
+    if "train" not in found:
         raise DataRejected("The data set has no training rows.", where=f"data: {spec.data}", remedy="Choose another.")
-    return documents
+    return {split: Documents(in_memory(rows), spec.max_seq_length) for split, rows in found.items()}
 
 
 def read_hub_rows(spec: JobSpec, count: int) -> Iterator[tuple[Mapping[str, Any], DataFormat, JobSpec]]:
@@ -87,9 +91,9 @@ def _load(name: str, split: Split, section: Mapping[str, Any] | None) -> Iterabl
     return rows
 
 
-def _tokenize(rows: list[dict[str, Any]], source: str, spec: JobSpec, tokenizer: TokenizerWrapper) -> list[Document]:
+def _encoded(rows: list[dict[str, Any]], source: str, spec: JobSpec, tokenizer: TokenizerWrapper) -> Iterator[Encoded]:
     kind = format_of(rows[0], spec, Path(source), 1)
     numbered = list(enumerate(rows, 1))
     for number, row in numbered:
         check_row(row, kind, spec, Path(source), number)
-    return tokenize(numbered, source, kind, spec, tokenizer)
+    return encode_rows(numbered, source, kind, spec, tokenizer)

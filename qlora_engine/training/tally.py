@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from array import array
@@ -9,13 +10,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from qlora_engine.job.datafiles import DataFile, parse_row
+from qlora_engine.job.events import EventLog
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.training.data import Document, tokenize
+from qlora_engine.training.documents import Documents
+from qlora_engine.training.token_source import TokenSource
 
 CHUNK = 64  # rows between two looks at the clock
+SURELY = 0.5  # of the time may be taken by what a few rows promise
 
 
 @dataclass(frozen=True)
@@ -43,13 +49,54 @@ class Tally:
     longest: int
     most_targets: int
 
+    @classmethod
+    def of(cls, rows: Documents) -> Tally:
+        """The exact numbers of rows that are all known."""
+        lost, kept = int(rows.cut.sum(dtype=np.int64)), int(rows.lengths.sum(dtype=np.int64))
+        return cls(
+            rows=len(rows),
+            sampled=None,
+            tokens=kept + lost,
+            lost=lost,
+            supervised=int(rows.targets.sum(dtype=np.int64)),
+            truncated=int(np.count_nonzero(rows.cut)),
+            nothing_to_learn=len(rows) - int(np.count_nonzero(rows.targets)),
+            longest=int((rows.cut + rows.lengths).max(initial=0)),
+            most_targets=int(rows.targets.max(initial=0)),
+        )
+
     @property
     def lost_share(self) -> float:
         """Share of the tokens that are cut."""
         return self.lost / self.tokens if self.tokens else 0.0
 
 
-def tally(file: DataFile, spec: JobSpec, tokenizer: TokenizerWrapper, *, seconds: float) -> Tally:
+def tally(file: DataFile, source: TokenSource, *, seconds: float) -> Tally:
+    """Count the tokens of a data file: all of them if they are kept or can be made in some `seconds`, else a sample.
+
+    Whatever is made in whole is kept for training.
+
+    Raises:
+        DataRejected: a row cannot be tokenized; with its line.
+    """
+    rows = source.kept(file, file.sha256)
+    if rows is None and source.cache is not None and _guess(file, source) < SURELY * seconds:
+        rows = source.rows(file, file.sha256, lambda: None, EventLog([]))
+    if rows is not None:
+        return Tally.of(Documents(rows, source.spec.max_seq_length))
+    return sample(file, source.spec, source.tokenizer, seconds=seconds)
+
+
+def _guess(file: DataFile, source: TokenSource) -> float:
+    """Seconds that all rows would take, from some of them."""
+    lines = _Lines.of(Path(file.path))
+    chosen = list(itertools.islice(_spread(len(lines)), CHUNK))
+    started = time.perf_counter()
+    _tokenized(lines, chosen, file, source.spec, source.tokenizer)
+    return (time.perf_counter() - started) * len(lines) / len(chosen)
+
+
+def sample(file: DataFile, spec: JobSpec, tokenizer: TokenizerWrapper, *, seconds: float) -> Tally:
     """Tokenize a data file's rows, for at most some `seconds`.
 
     The longest rows by their bytes come first, since they decide how much memory is needed; the rest in an order
