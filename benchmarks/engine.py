@@ -1,9 +1,11 @@
 """Train a model shape with random 4-bit weights through the whole engine; prints its last report as JSON.
 
     python benchmarks/engine.py --shape mistral-7b --width 512 --rows 1 --accumulation 2 --recompute --limit-gb 6
+    python benchmarks/engine.py --shape mistral-7b --width 512 --rows 4 --mixed --iters 400
 
-Makes the model, a tokenizer and full rows in a temporary folder, then runs `python -m qlora_engine` on a job file:
-loading, checkpoints and events are those of a real run.
+Makes the model, a tokenizer and rows in a temporary folder, then runs `python -m qlora_engine` on a job file: loading,
+checkpoints and events are those of a real run. Rows are full, or with `--mixed` as long as instruction data:
+log-normal, 24 tokens to the width, 170 in the mean of 512.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 
 def make_job(folder: Path, arguments: argparse.Namespace) -> Path:
-    """A job whose rows all have `width` inputs."""
+    """A job whose rows have `width` inputs, all of them or at most."""
     data = folder / "data"
     data.mkdir()
     draw = random.Random(0)  # noqa: S311  # the same rows every time
     letters = string.ascii_letters + "    "
-    rows = (json.dumps({"text": "".join(draw.choices(letters, k=arguments.width + 8))}) for _ in range(64))
+    lengths = [arguments.width + 8] * 64
+    if arguments.mixed:
+        lengths = [min(max(round(draw.lognormvariate(5.0, 0.6)), 24), arguments.width) for _ in range(1600)]
+    rows = (json.dumps({"text": "".join(draw.choices(letters, k=length))}) for length in lengths)
     (data / "train.jsonl").write_text("\n".join(rows) + "\n")
     job = {
         "model": str(folder / "model"), "data": str(data), "optimizer": "adamw", "num_layers": -1,
@@ -37,7 +42,7 @@ def make_job(folder: Path, arguments: argparse.Namespace) -> Path:
         "batch_size": arguments.rows, "grad_accumulation_steps": arguments.accumulation,
         "iters": arguments.iters, "steps_per_report": max(1, arguments.iters // 3),
         "max_seq_length": arguments.width + 1, "grad_checkpoint": arguments.recompute, "samples": 0,
-        "memory": {"limit_gb": arguments.limit_gb},
+        "memory": {"limit_gb": arguments.limit_gb}, "packing": arguments.packing, "val_batches": 0,
     }  # fmt: skip
     file = folder / "job.json"
     file.write_text(json.dumps(job))
@@ -79,8 +84,21 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         reports = [event for event in events if event["event"] == "training.report"]
         if result.returncode != 0 or not reports:
             raise SystemExit(f"rc {result.returncode}\n{result.stderr[-2000:]}\n{result.stdout[-2000:]}")
-    kept = ("tokens_per_second", "steps_per_second", "memory_gb", "peak_gb", "cache_gb", "process_gb", "loss")
-    return {"trainer": "qlorad engine", **vars(arguments), **{key: reports[-1][key] for key in kept}}
+    chosen = {event["event"]: event for event in events if event["event"].endswith(".chosen")}
+    phases = {event["phase"]: event["seconds"] for event in events if event["event"] == "phase.ended"}
+    kept = (
+        "tokens_per_second",
+        "steps_per_second",
+        "memory_gb",
+        "peak_gb",
+        "cache_gb",
+        "process_gb",
+        "loss",
+        "padding",
+        "shapes",
+    )
+    found = {key: reports[-1][key] for key in kept}
+    return {"trainer": "qlorad engine", **vars(arguments), **found, "phases": phases, "chosen": chosen}
 
 
 def _environment(home: Path | None = None) -> dict[str, str]:
@@ -100,5 +118,7 @@ if __name__ == "__main__":
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing of every layer")
     parser.add_argument("--limit-gb", type=float, default=None, help="memory.limit_gb of the job")
+    parser.add_argument("--mixed", action="store_true", help="rows of many lengths")
+    parser.add_argument("--packing", choices=["auto", "on", "off"], default="auto")
     parser.add_argument("--iters", type=int, default=12)
     print(json.dumps(measure(parser.parse_args())))

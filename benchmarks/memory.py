@@ -178,7 +178,7 @@ def estimate_of(row: dict[str, Any], backend: Backend | None = None) -> Estimate
     """The estimate for a measured row, with the constants of now or others."""
     case = Case(**row["case"])
     spec = JobSpec(**{**case.job, **_spec(case)})
-    batch = Batch.widest(spec, rows=64, longest=case.length, targets=case.length - 1)
+    batch = Batch.widest(spec, rows=64, longest=case.length, targets=case.length - 1, backend=row["backend"])
     constants = backend or BACKENDS[row["backend"]]
     return estimate(spec, ModelShape.of(row["config"]), batch, constants, dequantized=row["dequantized"])
 

@@ -21,12 +21,13 @@ from mlx_lm.models import llama
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
+from qlora_engine.training.device import on_cpu
 from qlora_engine.training.dropout import DropoutKey
-from qlora_engine.training.frozen import dequantize_products
-from qlora_engine.training.head import Targets
-from qlora_engine.training.model import activation_type, on_cpu, replace_quantized
+from qlora_engine.training.frozen import Ways, keep_dequantized, quantized_layers, use
+from qlora_engine.training.model import activation_type, replace_quantized
 from qlora_engine.training.recompute import checkpoint_layers
 from qlora_engine.training.step import TrainingStep
+from qlora_engine.training.targets import Targets
 
 # name: hidden, layers, mlp, heads, key-value heads, head dimension, vocabulary, RoPE base
 SHAPES = {
@@ -55,15 +56,18 @@ def quantized(shape: str) -> nn.Module:
     return model
 
 
-def model_of(shape: str, rank: int, *, recompute: bool, dequantize: bool) -> nn.Module:
+def model_of(shape: str, rank: int, *, recompute: bool, product: str) -> nn.Module:
     """The same with adapters on every linear layer."""
     model = quantized(shape)
     if on_cpu():
         replace_quantized(model)
     mx.eval(model.parameters())
     model.freeze()
-    if dequantize:
-        dequantize_products(model)
+    if product == "kept":
+        keep_dequantized(model, activation_type(model))
+    for layer in quantized_layers(model).values():
+        if product == "dequantized":
+            use(layer, Ways("dequantized", "dequantized"))
     linear_to_lora_layers(model, len(model.layers), {"rank": rank, "scale": 2.0, "dropout": 0.0})
     if recompute:
         checkpoint_layers(model.layers)
@@ -77,13 +81,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     mx.random.seed(0)
     if arguments.limit_gb:
         mx.set_memory_limit(int(arguments.limit_gb * 1e9))
-    model = model_of(arguments.shape, arguments.rank, recompute=arguments.recompute, dequantize=arguments.dequantize)
+    model = model_of(arguments.shape, arguments.rank, recompute=arguments.recompute, product=arguments.product)
     dropout = DropoutKey()
     step = TrainingStep(
         model, optim.AdamW(1e-5), activations=activation_type(model), dropout=dropout, compiled=not on_cpu(),
     )  # fmt: skip
     shape = (arguments.rows, arguments.width + 1)
-    targets = Targets(np.random.default_rng(0).integers(5, 32000, shape), np.ones(shape, bool))
+    targets = Targets.of(np.random.default_rng(0).integers(5, 32000, shape), np.ones(shape, bool))
     mx.reset_peak_memory()
     times = []
     for _ in range(arguments.steps):
@@ -94,7 +98,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     timed = sorted(times[arguments.steps // 3 :])
     return {
         "trainer": "qlorad", "shape": arguments.shape, "width": arguments.width, "rows": arguments.rows,
-        "recompute": arguments.recompute, "dequantize": arguments.dequantize, "limit_gb": arguments.limit_gb,
+        "recompute": arguments.recompute, "product": arguments.product, "limit_gb": arguments.limit_gb,
         "active_gb": round(mx.get_active_memory() / 1e9, 2),
         "tokens_per_s": round(batch.count / timed[len(timed) // 2]),
         "peak_gb": round(mx.get_peak_memory() / 1e9, 2), "loss": round(batch.loss / batch.count, 4),
@@ -109,7 +113,7 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=1, help="rows a micro-batch")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing of every layer")
-    parser.add_argument("--dequantize", action="store_true", help="dequantize each matrix just before its product")
+    parser.add_argument("--product", choices=["quantized", "dequantized", "kept"], default="quantized")
     parser.add_argument("--limit-gb", type=float, default=None, help="MLX's memory limit, 10^9 bytes")
     parser.add_argument("--steps", type=int, default=12)
     print(json.dumps(measure(parser.parse_args())))

@@ -106,8 +106,13 @@ def _train(
         stop.watch()
         try:
             with stop.nothing_to_lose():
+                from qlora_engine.training.measured import Measured  # noqa: PLC0415
                 from qlora_engine.training.run import Outcome, train  # noqa: PLC0415  # seconds of imports
-            outcome = train(job, folder, attempt=0, log=log, metrics=metrics, stop=stop)
+                from qlora_engine.training.token_cache import TokenCache  # noqa: PLC0415
+
+                cache = TokenCache.of(settings.folders, settings.token_cache_gb)
+                known = Measured(settings.folders.measured)
+            outcome = train(job, folder, attempt=0, log=log, metrics=metrics, stop=stop, cache=cache, known=known)
         except Exception as caught:  # noqa: BLE001  # the last chance to say what happened
             failure = explained(caught, folder.output)
             problem = {key: value for key, value in failure.as_dict().items() if key != "exit_code"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 START = "start"  # until the first phase: imports, the GPU lock
-PHASES = (START, "load", "data", "compile", "train", "validate", "save", "test", "sample")
+PHASES = (START, "load", "data", "measure", "compile", "train", "validate", "save", "test", "sample")
 WIDTH = 512  # bytes of the one line, so that a write replaces the whole of the last
 
 

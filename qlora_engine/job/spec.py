@@ -27,7 +27,6 @@ NOT_YET = frozenset(
         "not_before",
         "retries",
         "max_runtime",
-        "packing",
         "notify",
     }
 )
@@ -145,6 +144,11 @@ class JobSpec(_Section):
     lora_plus_ratio: Annotated[float, Field(ge=1)] | None = Field(
         default=None, description="learning rate of the B matrices over that of the A matrices (LoRA+)"
     )
+    packing: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="join documents in rows, kept apart by attention: where that is faster, wherever it saves "
+        "padding, or never",
+    )
     max_loss: Annotated[float, Field(gt=0)] = Field(
         default=1e6, description="mean loss over which a micro-batch is dropped, nats"
     )
@@ -166,6 +170,12 @@ class JobSpec(_Section):
     report_to: Text | list[Text] | None = Field(
         default=None, description="wandb, swanlab, tensorboard, trackio; several with commas, as in mlx_lm"
     )
+
+    @field_validator("packing", mode="before")
+    @classmethod
+    def _as_word(cls, value: Any) -> Any:
+        # YAML reads `on` and `off` as truth values.
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
     @field_validator("optimizer_config", mode="before")
     @classmethod

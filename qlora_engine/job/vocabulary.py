@@ -134,7 +134,7 @@ EVENTS: dict[str, EventType] = {
             "threads": "of that library",
         },
     ),
-    "phase.started": EventType("A phase begins.", {"phase": "load, data, train, test or sample"}),
+    "phase.started": EventType("A phase begins.", {"phase": "load, data, measure, train, test or sample"}),
     "phase.ended": EventType("A phase has ended.", {"phase": "which", "seconds": "it took"}),
     "model.loaded": EventType(
         "The base model is in memory, with its adapters.",
@@ -163,10 +163,45 @@ EVENTS: dict[str, EventType] = {
             "nothing_to_learn": "training rows without a target",
             "steps": "micro-batches of the whole run",
             "updates": "optimizer steps of the whole run",
+            "tokens_from": "cache (all tokens were kept by an earlier start) or text (rows were tokenized)",
+            "seconds": "to read or tokenize all of it",
         },
+    ),
+    "tokens.not_kept": EventType(
+        "Tokens cannot be kept on disk: they are in memory, and are made again at the next start.",
+        {"path": "the folder of kept tokens", "what": "why"},
+        "warning",
     ),
     "training.resumed": EventType(
         "Training goes on from a checkpoint.", {"step": "micro-batches already done", "path": "the checkpoint"}
+    ),
+    "products.chosen": EventType(
+        "How the model's frozen matrices are multiplied with.",
+        {
+            "kept": "whether all of them are dequantized once, for the whole run",
+            "ways": "otherwise by shape, forward and backward: MLX's quantized product, or dequantized for each",
+            "seconds": "measured by shape, forward and backward",
+            "rows": "positions of a usual micro-batch, for which they were measured",
+        },
+    ),
+    "recomputation.chosen": EventType(
+        "Some layers are computed again in the backward pass, as many as the memory asks for.",
+        {
+            "layers": "the lowest so many of those that are trained",
+            "of": "how many are trained",
+            "limit_gb": "of training, 10^9 bytes",
+        },
+    ),
+    "packing.chosen": EventType(
+        "How the documents of a window are laid out in rows.",
+        {
+            "joined": "whether a row may hold several documents",
+            "why": "in words",
+            "saved": "share of the positions that joining saves on the first windows of this job",
+            "attention": "width of a row at which its attention takes as long as all else",
+            "seconds_alone": "that some documents took in rows of their own; None when it was not measured",
+            "seconds_joined": "that they took in one row",
+        },
     ),
     "environment.changed": EventType(
         "Something differs from the run's first start, so results may differ in rounding.",
@@ -195,6 +230,8 @@ EVENTS: dict[str, EventType] = {
             "tokens_per_second": "targets a second, this micro-batch",
             "gradient_norm": "of the micro-batch's summed gradient over its targets",
             "seconds": "it took",
+            "rows": "that were computed",
+            "documents": "in them",
             "memory_gb": "active memory, 10^9 bytes",
             "peak_gb": "peak memory since start, 10^9 bytes",
             "cache_gb": "freed buffers kept for reuse, 10^9 bytes",
@@ -215,6 +252,8 @@ EVENTS: dict[str, EventType] = {
             "tokens": "targets trained in all",
             "tokens_per_second": "targets a second since the last report",
             "steps_per_second": "micro-batches a second since the last report",
+            "padding": "share of the computed positions since the last report that held no token",
+            "shapes": "shapes of batches so far; on a GPU each is compiled once",
             "memory_gb": "active memory, 10^9 bytes",
             "peak_gb": "peak memory since start, 10^9 bytes",
             "cache_gb": "freed buffers kept for reuse, 10^9 bytes",

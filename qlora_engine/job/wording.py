@@ -71,6 +71,8 @@ def _incident(event: Event) -> str | None:  # noqa: PLR0911  # one case a kind o
             return (
                 f"{_text(event, 'name')} was {_text(event, 'then')} and is {_text(event, 'now')}; rounding may differ"
             )
+        case "tokens.not_kept":
+            return f"tokens are not kept for the next start: {_text(event, 'what')} ({_text(event, 'path')})"
         case "checkpoint.damaged":
             return f"checkpoint passed over: {_text(event, 'what')} ({_text(event, 'path')})"
         case "guard.dropped":
@@ -124,6 +126,8 @@ def _data(event: Event) -> str:
         line += f"; {_text(event, 'truncated')} rows cut, {lost:.1f}% of the tokens lost"
     if event.get("nothing_to_learn"):
         line += f"; {_text(event, 'nothing_to_learn')} rows with nothing to learn"
+    if event.get("tokens_from") == "cache":
+        line += "; tokens kept from before"
     return line
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qlora_engine.training.data import Document
-
-WIDTH_STEP = 32  # inputs are padded to a multiple of this, so that few shapes are compiled
+from qlora_engine.training.documents import lengths_of
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,13 @@ class Window:
     Attributes:
         epoch: pass over the data, from 0.
         index: window of that epoch, from 0.
+        step: micro-batches of the run before it.
         micro_batches: row numbers of each micro-batch.
     """
 
     epoch: int
     index: int
+    step: int
     micro_batches: tuple[tuple[int, ...], ...]
 
 
@@ -63,7 +65,12 @@ class Plan:
         per_epoch = math.ceil(len(documents) / batch_size)
         # Rounded first: 1.1 × 10 is a little over 11 in binary, and would be 12 micro-batches.
         steps = iters if epochs is None else max(1, math.ceil(round(epochs * per_epoch, 6)))
-        return cls([len(d) for d in documents], batch_size, accumulation, seed, steps)
+        return cls(lengths_of(documents), batch_size, accumulation, seed, steps)
+
+    @cached_property
+    def widest(self) -> int:
+        """Inputs of the longest document: its last token is none."""
+        return max(1, max(self.lengths) - 1)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -91,7 +98,7 @@ class Plan:
         rows = epoch_order(len(self.lengths), self.seed, epoch)[index * size : (index + 1) * size]
         rows = rows[: steps_left * self.batch_size]
         ordered = sorted((int(row) for row in rows), key=lambda row: (self.lengths[row], row))
-        return Window(epoch, index, tuple(split(ordered, self.batch_size)))
+        return Window(epoch, index, self.steps - steps_left, tuple(split(ordered, self.batch_size)))
 
     def windows(self, *, epoch: int, index: int, step: int) -> Iterator[Window]:
         """Every window from a position on, until `steps` micro-batches are done."""
@@ -104,6 +111,7 @@ class Plan:
             index += 1
 
 
+@lru_cache(maxsize=2)  # asked for at every window
 def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of an epoch's rows, int64 (rows,).
 
@@ -111,7 +119,9 @@ def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     NumPy may change between versions, as its `permutation` may.
     """
     keys = np.random.Philox(key=[seed, epoch]).random_raw(rows)
-    return np.argsort(keys, kind="stable")
+    order = np.argsort(keys, kind="stable")
+    order.flags.writeable = False
+    return order
 
 
 def evaluation_batches(lengths: Sequence[int], at_once: int, count: int, seed: int) -> list[tuple[int, ...]]:
@@ -125,25 +135,3 @@ def split(rows: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
     """`rows` in runs of `size`; the last may be shorter."""
     for start in range(0, len(rows), size):
         yield tuple(rows[start : start + size])
-
-
-def pad(documents: Sequence[Document], longest: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Documents as a rectangle.
-
-    Args:
-        documents: B of them.
-        longest: max_seq_length, which no row exceeds.
-
-    Returns:
-        tokens: int32 (B, T), zeros on the right. T - 1, the number of inputs, is a multiple of `WIDTH_STEP`
-            unless that would exceed `longest`.
-        supervised: bool (B, T), False on the padding.
-    """
-    inputs = max(1, *(len(document) - 1 for document in documents))
-    width = min(1 + WIDTH_STEP * math.ceil(inputs / WIDTH_STEP), longest)
-    tokens = np.zeros((len(documents), width), np.int32)
-    supervised = np.zeros((len(documents), width), np.bool_)
-    for row, document in enumerate(documents):
-        tokens[row, : len(document)] = document.tokens
-        supervised[row, : len(document)] = document.supervised
-    return tokens, supervised

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qlora_engine.training.batches import evaluation_batches, pad
+from qlora_engine.training.batches import evaluation_batches
 from qlora_engine.training.data import Document
-from qlora_engine.training.head import Targets
+from qlora_engine.training.documents import lengths_of
+from qlora_engine.training.packing import Packing
 from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.stop import StopRequest
 
@@ -42,6 +43,7 @@ def evaluate(
     *,
     rows: int,
     longest: int,
+    grid: int,
     at_once: int,
     seed: int,
     stop: StopRequest,
@@ -51,19 +53,21 @@ def evaluate(
 
     Args:
         rows: how many, or -1 for all of them.
-        longest: tokens of the longest row.
+        longest: tokens that no row exceeds.
+        grid: row widths are multiples of it.
         at_once: rows of one computation.
         seed: draws the rows when not all are taken.
         beat: called after each computation.
     """
     loss, tokens, evaluated = 0.0, 0, 0
+    alone = Packing(joined=False, grid=grid, attention=math.inf, longest=longest - 1, widest=longest - 1)
     model = step.sync_model()
     model.eval()
     try:
-        for chosen in evaluation_batches([len(d) for d in documents], at_once, rows, seed):
+        for chosen in evaluation_batches(lengths_of(documents), at_once, rows, seed):
             if stop.asked:
                 return None
-            targets = Targets(*pad([documents[row] for row in chosen], longest))
+            targets = alone.targets(documents, tuple((row,) for row in chosen))
             loss, tokens, evaluated = loss + step.loss(targets), tokens + targets.count, evaluated + len(chosen)
             beat()
     finally:

@@ -1,48 +1,115 @@
-"""Products with frozen quantized matrices, by dequantizing each just before its product."""
+"""Products with frozen quantized matrices: MLX's own, or of a dequantized matrix that exists while it is needed."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import mlx.core as mx
 from mlx import nn
 
+Way = Literal["quantized", "dequantized"]
 
-def dequantize_products(model: nn.Module) -> None:
-    """Have every quantized linear layer of a model dequantize its matrix and use the plain product.
 
-    On an H100 MLX's quantized product reaches 113 TFLOP/s at 2,048 rows, dequantizing and the plain product 445.
-    The layer objects get a subclass of their class; names and parameters stay as they are.
+@dataclass(frozen=True)
+class Ways:
+    """How a matrix is multiplied in each direction.
+
+    Attributes:
+        forward: x to x @ W.T.
+        backward: the cotangent to cotangent @ W.
     """
-    for _, module in model.named_modules():
-        if type(module) is nn.QuantizedLinear:
-            module.__class__ = DequantizedLinear
+
+    forward: Way = "quantized"
+    backward: Way = "quantized"
 
 
-class DequantizedLinear(nn.QuantizedLinear):
-    """A quantized linear layer whose matrix exists in the activations' type only while a product needs it."""
+def use(layer: nn.QuantizedLinear, ways: Ways) -> None:
+    """Have a quantized linear layer multiply in these ways.
+
+    The object gets a subclass of its class; its names and parameters stay as they are.
+    """
+    if not isinstance(layer, FrozenLinear):
+        layer.__class__ = FrozenLinear
+    layer.ways = ways
+
+
+class FrozenLinear(nn.QuantizedLinear):
+    """A quantized linear layer whose matrix is not trained, and which multiplies in the ways that are fastest."""
+
+    ways = Ways()
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map (..., D) to (..., E)."""
-        biases = self.get("biases")  # mxfp4 and nvfp4 have none
-        parts: list[mx.array] = [self.weight, self.scales] + ([] if biases is None else [biases])
-
-        # Equal expressions are computed once and kept. Tied to what each product waits for, the matrices of the
-        # forward pass, of a recomputation and of the backward pass are different expressions, and none is kept.
-        def matrix(after: mx.array) -> mx.array:
-            weight, scales, *biases = mx.depends(parts, [after])
-            return mx.dequantize(
-                weight, scales, biases[0] if biases else None, self.group_size, self.bits, self.mode, dtype=after.dtype
-            )
 
         @mx.custom_function
         def product(x: mx.array) -> mx.array:
-            return x @ matrix(x).T
+            return self.forward(x)
 
         @product.vjp
         def backward(_x: mx.array, cotangent: mx.array, _output: mx.array) -> mx.array:
-            return cotangent @ matrix(cotangent)
+            return self.backward(cotangent)
 
         result: Any = product(x)
         y: mx.array = result
         return y + self.bias if "bias" in self else y
+
+    def forward(self, x: mx.array) -> mx.array:
+        """x @ W.T, without the bias."""
+        return self._multiplied(x) if self.ways.forward == "quantized" else x @ self._matrix(x).T
+
+    def backward(self, cotangent: mx.array) -> mx.array:
+        """Its vector-Jacobian product: cotangent @ W."""
+        if self.ways.backward == "quantized":
+            return self._multiplied(cotangent, transpose=False)
+        return cotangent @ self._matrix(cotangent)
+
+    def _multiplied(self, x: mx.array, *, transpose: bool = True) -> mx.array:
+        return mx.quantized_matmul(
+            x, self.weight, self.scales, self.get("biases"), transpose, self.group_size, self.bits, self.mode
+        )
+
+    def _matrix(self, after: mx.array) -> mx.array:
+        """W, in the type of `after` and no earlier than it.
+
+        Equal expressions are computed once and kept. Tied to what each product waits for, the matrices of the
+        forward pass, of a recomputation and of the backward pass are different expressions, and none is kept.
+        """
+        biases = self.get("biases")  # mxfp4 and nvfp4 have none
+        parts: list[mx.array] = [self.weight, self.scales] + ([] if biases is None else [biases])
+        weight, scales, *biases = mx.depends(parts, [after])
+        return mx.dequantize(
+            weight, scales, biases[0] if biases else None, self.group_size, self.bits, self.mode, dtype=after.dtype
+        )
+
+
+def dequantized(layer: nn.QuantizedLinear, kind: mx.Dtype) -> nn.Linear:
+    """A plain linear layer with the same values, evaluated.
+
+    Args:
+        kind: type of the matrix.
+    """
+    made = nn.Linear(1, 1, bias="bias" in layer)
+    made.weight = mx.dequantize(
+        layer.weight, layer.scales, layer.get("biases"), layer.group_size, layer.bits, layer.mode, dtype=kind
+    )
+    if "bias" in layer:
+        made.bias = layer.bias
+    mx.eval(made.weight)
+    made.freeze()
+    return made
+
+
+def quantized_layers(model: nn.Module) -> dict[str, nn.QuantizedLinear]:
+    """The quantized linear layers of a model, by name."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.QuantizedLinear)}
+
+
+def keep_dequantized(model: nn.Module, kind: mx.Dtype) -> None:
+    """Replace every quantized linear layer by a plain one whose matrix has that type, one after the other."""
+    for name, layer in quantized_layers(model).items():
+        parent: Any = model
+        *path, last = name.split(".")
+        for part in path:
+            parent = parent[int(part)] if isinstance(parent, list) else getattr(parent, part)
+        setattr(parent, last, dequantized(layer, kind))

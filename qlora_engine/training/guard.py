@@ -42,9 +42,9 @@ class Guard:
         """It has tripped once more than it may."""
         return self.tripped and self.rollbacks >= MAX_ROLLBACKS
 
-    def accepted(self, step: int) -> Self:
-        """After a good micro-batch at `step`."""
-        return replace(self, dropped=(), last_good=step + 1)
+    def accepted(self, end: int) -> Self:
+        """After a good micro-batch, with so many done."""
+        return replace(self, dropped=(), last_good=end)
 
     def refused(self, steps: Sequence[int]) -> Self:
         """After micro-batches that were dropped."""

@@ -9,57 +9,15 @@ from functools import partial
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from mlx import nn
 from mlx_lm.tuner.dora import DoRAEmbedding
 from mlx_lm.tuner.lora import LoRAEmbedding
-from numpy.typing import ArrayLike, NDArray
 
 from qlora_engine.training.loss import projected_loss, summed_loss, trained_loss
+from qlora_engine.training.segments import Segments
 from qlora_engine.training.tree import flat
 
 Embedding = nn.Embedding | nn.QuantizedEmbedding | LoRAEmbedding | DoRAEmbedding
-LEAST_ROWS = 32
-
-
-class Targets:
-    """The supervised positions of a micro-batch, on the host.
-
-    Args:
-        tokens: int32 (B, T), padded on the right.
-        supervised: bool (B, T), True where the token is a target; column 0 never is one.
-
-    Attributes:
-        inputs: int32 (B, T - 1).
-        rows: int32 (N,), positions in the flattened inputs whose next token is a target; filled up with the first
-            of them to one of few sizes, so that few shapes are compiled.
-        tokens: int32 (N,), the targets.
-        count: how many of the rows count.
-    """
-
-    def __init__(self, tokens: ArrayLike, supervised: ArrayLike) -> None:
-        whole = np.asarray(tokens, np.int32)
-        self.inputs: NDArray[np.int32] = whole[:, :-1]
-        found = np.flatnonzero(np.asarray(supervised, np.bool_)[:, 1:])
-        self.count = len(found)
-        self.rows = np.full(padded_rows(self.count), found[0] if self.count else 0, np.int32)
-        self.rows[: self.count] = found
-        self.tokens: NDArray[np.int32] = whole[:, 1:].reshape(-1)[self.rows]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """What a computation is compiled for: B, T - 1 and N."""
-        return (*self.inputs.shape, *self.rows.shape)
-
-    def arrays(self) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """inputs, rows, tokens and count, int32, for MLX."""
-        return mx.array(self.inputs), mx.array(self.rows), mx.array(self.tokens), mx.array(self.count)
-
-
-def padded_rows(count: int) -> int:
-    """The next size up: a multiple of 32, and of an eighth of the largest power of two in it. At most 1/8 is waste."""
-    step = max(LEAST_ROWS, 1 << max(0, count.bit_length() - 4))
-    return max(1, -(-count // step)) * step
 
 
 class Head:
@@ -82,7 +40,9 @@ class Head:
         self._is_last = found is not None and found.is_result
         self._layer = found.layer if found else None
 
-    def loss(self, inputs: mx.array, rows: mx.array, targets: mx.array, count: mx.array) -> mx.array:
+    def loss(
+        self, inputs: mx.array, rows: mx.array, targets: mx.array, count: mx.array, segments: mx.array | None = None
+    ) -> mx.array:
         """Summed next-token loss over the targets, nats, float32 ().
 
         Args:
@@ -90,20 +50,22 @@ class Head:
             rows: int32 (N,), positions in the flattened inputs.
             targets: int32 (N,), what each of them should predict.
             count: int32 (), how many of the rows count; the rest is filling.
+            segments: int32 (B, T), the document of each position, where rows hold several.
         """
         valid = mx.arange(rows.shape[0]) < count
+        caches = None if segments is None else Segments.of_layers(self._model, segments)
         if self._layer is None:
-            logits = self._model(inputs)
+            logits = self._run(inputs, caches)
             return summed_loss(logits.reshape(-1, logits.shape[-1])[rows], targets, valid)
         self._rows = rows
         if self._is_last and not flat(self._layer.trainable_parameters()):
             with self._as(_Mode.SKIP):
-                hidden = self._model(inputs)
+                hidden = self._run(inputs, caches)
             assert self._project is not None  # noqa: S101  # the layer was called: it was found by its being called
             of_rows = trained_loss if self._model.training else projected_loss
             return of_rows(self._project, hidden[0], targets, valid, self._width)
         with self._as(_Mode.ROWS):
-            logits = self._model(inputs)
+            logits = self._run(inputs, caches)
         return summed_loss(logits[0], targets, valid)
 
     def called(self, layer: nn.Module, x: mx.array, project: Callable[[mx.array], mx.array]) -> mx.array:
@@ -121,6 +83,10 @@ class Head:
             return project(wanted[None])
         self._project = project
         return wanted[None]
+
+    def _run(self, inputs: mx.array, caches: list[Segments] | None) -> mx.array:
+        result: mx.array = self._model(inputs) if caches is None else self._model(inputs, cache=caches)
+        return result
 
     def _find(self) -> _Seen | None:
         """Tap every layer that might be it, run the model (lazily: nothing is computed), untap all but the one."""

@@ -14,7 +14,7 @@ import psutil
 
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.spec import JobSpec, Memory
-from qlora_engine.training.model import on_cpu
+from qlora_engine.training.device import on_cpu
 
 GIGA = 1e9
 # MLX waits for work under way when its limit is reached, and then allocates: on an H100 a limit of 5.2 GB gave

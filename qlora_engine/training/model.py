@@ -21,6 +21,7 @@ from mlx_lm.utils import load_tokenizer, quantize_model
 from qlora_engine.job.errors import ModelRejected
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
+from qlora_engine.training.device import on_cpu
 from qlora_engine.training.dropout import DropoutKey, key_dropout
 from qlora_engine.training.recompute import checkpoint_layers
 from qlora_engine.training.tree import flat
@@ -105,11 +106,6 @@ def load_folder(path: Path, name: str, *, quantize: bool, dequantize: bool) -> B
     mx.eval(model.parameters())
     model.freeze()
     return Base(model, tokenizer, path, config, bits, quantize and bits is not None, dequantize)
-
-
-def on_cpu() -> bool:
-    """MLX computes on the CPU."""
-    return bool(mx.default_device() == mx.Device(mx.DeviceType.cpu, 0))
 
 
 def quantized_bits(model: nn.Module) -> int | None:
@@ -223,10 +219,9 @@ def _add_low_rank(model: nn.Module, spec: JobSpec) -> None:
 def activation_type(model: nn.Module) -> mx.Dtype:
     """The type that activations have: that of the embedding's output, which the layers keep."""
     for _, module in model.named_modules():
-        if isinstance(module, nn.QuantizedEmbedding):
-            return module.scales.dtype
-        if isinstance(module, nn.Embedding):
-            return module.weight.dtype
+        if isinstance(module, nn.QuantizedEmbedding | nn.Embedding):
+            embedded: mx.array = module(mx.zeros((1,), mx.int32))  # not computed: scales may have another type
+            return embedded.dtype
     return mx.float32
 
 

@@ -68,15 +68,15 @@ class Progress:
         """From what `as_json` gave, through JSON."""
         return cls(**{**_with_tuples(value), "guard": Guard(**_with_tuples(value["guard"]))})
 
-    def after_micro_batch(self, loss: float, tokens: int, guard: Guard) -> Self:
-        """One micro-batch further, with what the guard let through: its summed loss in nats and its targets."""
+    def after_batch(self, steps: int, loss: float, tokens: int, guard: Guard) -> Self:
+        """So many micro-batches further, with what the guard let through: its summed loss in nats and its targets."""
         return replace(
             self,
-            step=self.step + 1,
+            step=self.step + steps,
             tokens=self.tokens + tokens,
             report_loss=self.report_loss + loss,
             report_tokens=self.report_tokens + tokens,
-            report_steps=self.report_steps + 1,
+            report_steps=self.report_steps + steps,
             guard=guard,
         )
 

@@ -19,9 +19,12 @@ from qlora_engine.job.pulse import Pulse
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.training import memory, runtime, samples
 from qlora_engine.training.adapters import save_adapters
+from qlora_engine.training.choices import Choices
 from qlora_engine.training.dropout import DropoutKey
+from qlora_engine.training.gated import replace_gated
 from qlora_engine.training.ladder import Ladder
 from qlora_engine.training.loop import Loop
+from qlora_engine.training.measured import Measured
 from qlora_engine.training.memory import GIGA
 from qlora_engine.training.model import Base, activation_type, add_adapters, count_parameters, load_base, vocabulary
 from qlora_engine.training.optimizer import build_optimizer
@@ -32,6 +35,8 @@ from qlora_engine.training.rows import plan_of, read_data, say_data
 from qlora_engine.training.runtime import Runtime
 from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.stop import StopRequest
+from qlora_engine.training.token_cache import TokenCache
+from qlora_engine.training.trainer import Trainer
 
 HURRY_SECONDS = 1.0  # that services have to take the last reports when training was asked to stop
 
@@ -53,6 +58,8 @@ def train(
     metrics: EventLog,
     stop: StopRequest,
     pulse: Pulse | None = None,
+    cache: TokenCache | None = None,
+    known: Measured | None = None,
 ) -> Outcome:
     """Train a job to its end or to the checkpoint where it was asked to stop.
 
@@ -63,6 +70,8 @@ def train(
         log, metrics: receive the events; `metrics` those of every micro-batch.
         stop: already watching.
         pulse: tells whoever watches that training moves.
+        cache: where tokens are kept for the next start; without it they are made at each.
+        known: what was measured on this machine; without it that is measured anew.
 
     Raises:
         QloradError: it cannot be trained; with the remedy.
@@ -73,7 +82,7 @@ def train(
     reporters = Reporters(job.spec, run, log)
     try:
         told = log.with_sink(reporters.sink)
-        return _Run(job, run, ladder, told, metrics, stop, pulse).train()
+        return _Run(job, run, ladder, told, metrics, stop, pulse, cache, known or Measured(None)).train()
     except (RuntimeError, MemoryError) as error:
         if not memory.is_out_of_memory(error):
             raise
@@ -95,6 +104,8 @@ class _Run:
     metrics: EventLog
     stop: StopRequest
     pulse: Pulse
+    cache: TokenCache | None
+    known: Measured
     started: float = field(default_factory=time.perf_counter)
 
     def train(self) -> Outcome:
@@ -140,37 +151,34 @@ class _Run:
         with self._phase("load"):
             base = load_base(job)
             add_adapters(base, job.spec, dropout, recompute=layout.recompute)
+            replace_gated(base.model)
             _say_loaded(job, base, log)
         with self._phase("data"):
-            documents, hashes = read_data(job, base, layout, lambda: self.pulse.beat(0))
-            plan = plan_of(job, documents)
-            say_data(job, documents, plan, log)
-        step = TrainingStep(
-            base.model,
-            build_optimizer(job.spec),
-            activations=activation_type(base.model),
-            dropout=dropout,
-            grad_clip=job.spec.grad_clip,
-            max_loss=job.spec.max_loss,
-            lora_plus_ratio=job.spec.lora_plus_ratio,
-            compiled=found.compiled,
-        )
-        checkpoints = Checkpoints(job, self.run, step, hashes, self.ladder, found, log)
-        loop = Loop(
+            data = read_data(job, base, layout, beat=lambda: self.pulse.beat(0), cache=self.cache, log=log)
+            plan = plan_of(job, data.documents)
+            say_data(job, data, plan, log)
+        with self._phase("measure"):
+            choices = Choices(job.spec, self.run, log, self.known, lambda: self.pulse.beat(0))
+            found = choices.products(found, base, plan, limits)
+            found = choices.recomputation(found, base, plan, limits)
+            step = _step(job, base, dropout, compiled=found.compiled)
+            found, packing = choices.packing(found, base, plan, step)
+        checkpoints = Checkpoints(job, self.run, step, data.hashes, self.ladder, found, log)
+        trainer = Trainer(
             spec=job.spec,
             layout=layout,
             limits=limits,
             vocabulary=vocabulary(base.model),
             plan=plan,
-            documents=documents,
+            packing=packing,
+            documents=data.documents["train"],
             step=step,
-            save=checkpoints.save,
-            roll_back=checkpoints.roll_back,
             log=log,
             metrics=self.metrics,
             stop=self.stop,
             pulse=self.pulse,
         )
+        loop = Loop(trainer, data.documents, checkpoints.save, checkpoints.roll_back)
         return base, checkpoints, loop
 
     def _choose(self, checkpoints: Checkpoints, progress: Progress) -> int:
@@ -209,6 +217,20 @@ def check_learned(progress: Progress) -> None:
             where=f"{progress.step} micro-batches, {progress.tokens} targets",
             remedy="Look at the `guard.dropped` events: they name the rows and the values that were wrong.",
         )
+
+
+def _step(job: ResolvedJob, base: Base, dropout: DropoutKey, *, compiled: bool) -> TrainingStep:
+    spec = job.spec
+    return TrainingStep(
+        base.model,
+        build_optimizer(spec),
+        activations=activation_type(base.model),
+        dropout=dropout,
+        grad_clip=spec.grad_clip,
+        max_loss=spec.max_loss,
+        lora_plus_ratio=spec.lora_plus_ratio,
+        compiled=compiled,
+    )
 
 
 def _say_started(found: Runtime, log: EventLog) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +14,9 @@ from qlora_engine import __version__, blas
 from qlora_engine.job import durable
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import RunFolder
-from qlora_engine.training.model import on_cpu
+from qlora_engine.training.device import on_cpu
+
+CHOSEN = ("compiled", "chosen")  # taken as recorded
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Runtime:
         versions: of Python, mlx, mlx_lm and qlorad.
         blas: library, threads and kernels on the CPU backend; None elsewhere.
         compiled: whether MLX compiles the training step.
+        chosen: what was measured or chosen for this run, by what it is for.
     """
 
     backend: str
@@ -34,6 +37,7 @@ class Runtime:
     versions: dict[str, str]
     blas: dict[str, Any] | None
     compiled: bool
+    chosen: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def found(cls) -> Runtime:
@@ -67,6 +71,13 @@ def settle(run: RunFolder, log: EventLog) -> Runtime:
         durable.write_json(run.runtime, {"format": 1, **asdict(now)})
         return now
     for name, value in asdict(now).items():
-        if name != "compiled" and then.get(name) != value:
+        if name not in CHOSEN and then.get(name) != value:
             log.emit("environment.changed", name=name, then=then.get(name), now=value)
-    return Runtime(**{**asdict(now), "compiled": then["compiled"]})
+    return replace(now, compiled=then["compiled"], chosen=then.get("chosen", {}))
+
+
+def record(run: RunFolder, found: Runtime, name: str, value: Any) -> Runtime:
+    """Write a choice down, before anything is trained with it, so that a resumed run makes the same."""
+    found = replace(found, chosen={**found.chosen, name: value})
+    durable.write_json(run.runtime, {"format": 1, **asdict(found)})
+    return found

@@ -13,7 +13,8 @@ from mlx import nn
 from mlx.utils import tree_map, tree_map_with_path
 
 from qlora_engine.training.dropout import DropoutKey
-from qlora_engine.training.head import Head, Targets
+from qlora_engine.training.head import Head
+from qlora_engine.training.targets import Targets
 from qlora_engine.training.tree import Tree, flat
 
 ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
@@ -29,12 +30,15 @@ class MicroBatch:
         count: its targets.
         gradient_norm: of its summed gradient, divided by its targets.
         good: False if the guard kept it from the window.
+        positions: that were computed; `filled` of them held a token.
     """
 
     loss: float
     count: int
     gradient_norm: float
     good: bool
+    positions: int = 0
+    filled: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,11 @@ class TrainingStep:
             self._accumulate = mx.compile(self._accumulate)
             self._update = mx.compile(self._update, inputs=[optimizer.state], outputs=[optimizer.state])
 
+    @property
+    def shapes(self) -> int:
+        """How many shapes of micro-batches there were; each is compiled once, if they are compiled at all."""
+        return len(self._shapes)
+
     def compiles(self, targets: Targets) -> bool:
         """Whether a micro-batch of this shape will be compiled first."""
         return self._compiled and targets.shape not in self._shapes
@@ -120,7 +129,8 @@ class TrainingStep:
         self._window, loss, norm, good = self._accumulate(self.masters, self._window, key, *targets.arrays())
         # Evaluated here, every micro-batch: a graph that is not evaluated grows until nothing moves any more.
         mx.eval(self._window, loss, norm, good)
-        return MicroBatch(float(loss), targets.count, float(norm), bool(good))
+        size = (targets.positions, targets.filled)
+        return MicroBatch(float(loss), targets.count, float(norm), bool(good), *size)
 
     def update(self) -> Update:
         """Apply the window's mean gradient, and start the next window."""
@@ -177,7 +187,7 @@ class TrainingStep:
             masters: Tree, window: tuple[Tree, mx.array], key: mx.array, *targets: mx.array
         ) -> tuple[tuple[Tree, mx.array], mx.array, mx.array, mx.array]:
             gradients, sum_of_counts = window
-            count = targets[-1]
+            count = targets[3]
             total, new = loss_and_gradients(masters, key, *targets)
             at_least_one = mx.maximum(count, 1).astype(mx.float32)
             norm = _norm(new) / at_least_one

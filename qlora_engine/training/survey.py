@@ -22,7 +22,7 @@ from qlora_engine.job.errors import DataRejected, ModelRejected, QloradError
 from qlora_engine.job.examine import ExamineRequest, Verdict, examine_request
 from qlora_engine.job.folder import Home
 from qlora_engine.job.preflight.backends import Name
-from qlora_engine.job.preflight.batch import WIDTH_STEP, Batch
+from qlora_engine.job.preflight.batch import GRID, Batch
 from qlora_engine.job.preflight.duration import Work, operations, speed_of_earlier, steps_of
 from qlora_engine.job.preflight.judgement import Fit, Machine, fit
 from qlora_engine.job.preflight.memory import GIGA
@@ -30,22 +30,33 @@ from qlora_engine.job.preflight.shape import ModelShape, ShapeUnknown
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.job.survey import Survey
+from qlora_engine.settings import EngineSettings
+from qlora_engine.training.device import on_cpu
 from qlora_engine.training.ladder import Layout, next_rung
 from qlora_engine.training.memory import Device, limits_of
-from qlora_engine.training.model import on_cpu
 from qlora_engine.training.tally import Tally, tally
 from qlora_engine.training.throughput import measured_speed
+from qlora_engine.training.token_cache import TokenCache
+from qlora_engine.training.token_source import TokenSource
 
 USABLE = 0.9  # of the machine's memory, where nothing else sets a limit
 LOOK_SECONDS = 60.0  # at the rows of a file; what is left is estimated
 
 
-def survey(job: ResolvedJob, home: Home, *, gpu_lock: Path | None = None, seconds: float = LOOK_SECONDS) -> Survey:
+def survey(
+    job: ResolvedJob,
+    home: Home,
+    *,
+    cache: TokenCache | None = None,
+    gpu_lock: Path | None = None,
+    seconds: float = LOOK_SECONDS,
+) -> Survey:
     """What a job's data and model show.
 
     Args:
         job: examined.
         home: whose earlier runs tell how fast training is.
+        cache: of tokens, which are counted there, and put there when all of them are made.
         gpu_lock: time the device for the estimate of the time, while this lock is free; None leaves it alone.
         seconds: to spend on the rows of each file.
 
@@ -59,17 +70,20 @@ def survey(job: ResolvedJob, home: Home, *, gpu_lock: Path | None = None, second
         return _with(known, f"The model {job.spec.model} is not on this machine yet, so its memory is not known.")
     if not job.data:
         return _with(known, "The data set comes from the hub and is looked at when training begins.")
-    tokenizer = _tokenizer(Path(job.model_path), job.spec.model)
-    rows = tally(job.data["train"], job.spec, tokenizer, seconds=seconds)
+    model = Path(job.model_path)
+    tokens = TokenSource(job.spec, _tokenizer(model, job.spec.model), model, cache)
+    rows = tally(job.data["train"], tokens, seconds=seconds)
     _check_targets(job, rows)
     known = _counted(known, job, rows)
     try:
         shape = ModelShape.of(json.loads((Path(job.model_path) / "config.json").read_bytes()))
     except (ShapeUnknown, ValueError) as unknown:
         return _with(known, f"The memory that this model needs is not known: {unknown}.")
-    batch = Batch.widest(job.spec, rows=rows.rows, longest=rows.longest, targets=rows.most_targets)
+    batch = Batch.widest(
+        job.spec, rows=rows.rows, longest=rows.longest, targets=rows.most_targets, backend=machine.backend
+    )
     judged = fit(job.spec, shape, batch, machine, list(_ladder(job.spec, batch)))
-    work = _work(job, rows)
+    work = _work(job, rows, machine.backend)
     if earlier := speed_of_earlier(job, home, machine.backend):
         time, source = earlier.seconds(work), earlier.source
     elif gpu_lock is not None and (speed := measured_speed(shape, batch, gpu_lock)):
@@ -160,7 +174,7 @@ def _ladder(spec: JobSpec, batch: Batch) -> Iterator[tuple[str, Batch]]:
         yield rung.change, lower
 
 
-def _work(job: ResolvedJob, rows: Tally) -> Work:
+def _work(job: ResolvedJob, rows: Tally, backend: Name) -> Work:
     """Padding is half a step of the width a row, since rows of like length go together."""
     spec = job.spec
     steps = steps_of(spec, rows.rows)
@@ -170,7 +184,7 @@ def _work(job: ResolvedJob, rows: Tally) -> Work:
     valid = job.data["valid"].rows if validations else 0
     each = valid if spec.val_batches < 0 else min(valid, spec.val_batches * spec.batch_size)
     targets = rows.supervised / rows.rows
-    return Work(steps, seen * (kept + WIDTH_STEP / 2), seen * targets, validations * each * targets)
+    return Work(steps, seen * (kept + GRID[backend] / 2), seen * targets, validations * each * targets)
 
 
 def main() -> int:
@@ -186,8 +200,10 @@ def verdict_on(request: ExamineRequest) -> Verdict:
     """The answer to a request."""
     try:
         job = examine_request(request)
-        lock = Path(request.measure) if request.measure else None
-        return Verdict(job=job, survey=survey(job, Home(Path(request.home)), gpu_lock=lock))
+        lock, home = Path(request.measure) if request.measure else None, Home(Path(request.home))
+        limit = EngineSettings.read().token_cache_gb
+        cache = TokenCache.of(home, limit) if home.path.is_dir() else None  # looking at a job makes no home
+        return Verdict(job=job, survey=survey(job, home, cache=cache, gpu_lock=lock))
     except QloradError as error:
         return Verdict.against(error)
 

@@ -12,7 +12,7 @@ from qlora_engine.job import lock
 from qlora_engine.job.preflight.batch import Batch
 from qlora_engine.job.preflight.duration import EFFICIENCY
 from qlora_engine.job.preflight.shape import ModelShape
-from qlora_engine.training.model import on_cpu
+from qlora_engine.training.device import on_cpu
 
 MEASURE_SECONDS = 0.3
 MOST_POSITIONS = 4096  # more do not make a product faster

@@ -233,7 +233,7 @@ def test_every_line_of_json_is_an_event_of_the_vocabulary(made: Path, work: Path
     assert names[0] == "training.started"
     assert names[-1] == "training.done"
     phases = [event["phase"] for event in lines if event["event"] == "phase.started"]
-    assert phases == ["load", "data", "train", "test"]
+    assert phases == ["load", "data", "measure", "train", "test"]
     assert names.count("training.step") == 12
     assert [(e["step"], e["split"]) for e in lines if e["event"] == "validation"] == [
         (0, "valid"), (6, "valid"), (12, "valid"), (12, "test"),

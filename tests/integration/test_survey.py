@@ -17,7 +17,7 @@ from qlora_engine import blas
 from qlora_engine.job.errors import Exit
 from qlora_engine.job.examine import ExamineRequest, Verdict
 from qlora_engine.training.survey import verdict_on
-from support import tiny
+from support import foreground, tiny
 from support.service import REAL, Daemon, daemon_in, short_home
 
 
@@ -49,6 +49,23 @@ def test_truncation_is_said_with_the_share_of_tokens_lost(place: Path) -> None:
     said = next(warning for warning in survey.warnings if "max_seq_length" in warning)
     assert f"{survey.truncated} of 40 rows are longer than max_seq_length 40" in said
     assert f"{survey.lost_share:.1%} of the tokens are cut; {survey.longest} would keep all" in said
+
+
+def test_the_tokens_that_a_survey_makes_are_there_for_training(place: Path, tmp_path: Path) -> None:
+    """Tokenizing a large file twice, once to admit it and once to train on it, takes twice as long; and both must
+    say the same of it."""
+    (tmp_path / "home").mkdir()
+    for name in ("model", "data"):
+        (tmp_path / name).symlink_to(place / name)
+    sampled, made, kept = ask(place).survey, ask(tmp_path).survey, ask(tmp_path, max_seq_length=40).survey
+    assert made == sampled
+    assert kept is not None
+    assert kept.truncated
+    job = tiny.write_job(tmp_path / "job.yaml", tiny.job(place / "model", place / "data", iters=2, max_seq_length=40))
+    (loaded,) = foreground.events(foreground.train(job, tmp_path / "run"), "data.loaded")
+    assert loaded["truncated"] == kept.truncated
+    entries = [entry for entry in (tmp_path / "home" / "cache" / "tokens").iterdir() if entry.is_dir()]
+    assert len(entries) == 2  # training rows and validation rows: both windows and both programs share them
 
 
 def test_rows_whose_prompt_fills_the_window_are_refused(place: Path) -> None:

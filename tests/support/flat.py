@@ -53,7 +53,8 @@ def growth(steps: Sequence[Event], after: int) -> dict[str, float]:
     Args:
         steps: the run's `training.step` events, none missing.
     """
-    blocks = [steps[start : start + BLOCK] for start in range(after, len(steps) - BLOCK + 1, BLOCK)]
+    ends = range(after + BLOCK, steps[-1]["step"] + 1, BLOCK)
+    blocks = [[step for step in steps if end - BLOCK < step["step"] <= end] for end in ends]
     found = {}
     for name in MEASURED:
         first, *later = [fmean(step[name] for step in block) for block in blocks]

@@ -23,18 +23,20 @@ from qlora_engine.training import memory
 from qlora_engine.training.batches import Plan
 from qlora_engine.training.data import Document
 from qlora_engine.training.dropout import DropoutKey
-from qlora_engine.training.head import Targets
 from qlora_engine.training.ladder import Ladder, Layout
 from qlora_engine.training.loop import Loop
 from qlora_engine.training.memory import Device
 from qlora_engine.training.model import vocabulary
 from qlora_engine.training.optimizer import build_optimizer
+from qlora_engine.training.packing import Packing
 from qlora_engine.training.progress import Progress
 from qlora_engine.training.recompute import checkpoint_layers
 from qlora_engine.training.resume import Checkpoints
 from qlora_engine.training.runtime import Runtime
 from qlora_engine.training.step import MicroBatch, TrainingStep, Update
 from qlora_engine.training.stop import StopRequest
+from qlora_engine.training.targets import Targets
+from qlora_engine.training.trainer import Trainer
 from support.small import Arrays, llama_model, masters, state, with_adapters
 
 MakeModel = Callable[[DropoutKey], nn.Module]
@@ -72,6 +74,16 @@ def number_of(inputs: ArrayLike) -> int:
     return 60 * (int(first) - 1) + int(second) - 1
 
 
+def numbers_of(targets: Targets) -> list[int]:
+    """The numbers of all `numbered` rows in a batch, joined or not."""
+    if targets.segments is None:
+        return [number_of(inputs) for inputs in targets.inputs]
+    numbers = []
+    for inputs, segments in zip(targets.inputs, targets.segments, strict=True):
+        numbers += [number_of(inputs[segments == segment]) for segment in range(1, segments.max() + 1)]
+    return numbers
+
+
 def document(tokens: ArrayLike) -> Document:
     """A row; all of its tokens but the first are targets."""
     array = np.asarray(tokens, np.int32)
@@ -93,7 +105,7 @@ class RecordingStep(TrainingStep):
     def micro_batch(self, targets: Targets, key: Any) -> MicroBatch:
         """As the step does."""
         done = super().micro_batch(targets, key)
-        self._pending += [number_of(inputs) for inputs in targets.inputs]
+        self._pending += numbers_of(targets)
         self.losses.append(done.loss)
         if len(self.losses) == self._stop_after:
             self._stop.request("the test")
@@ -121,6 +133,7 @@ class Process:
         stop_after: ask for a stop after so many micro-batches of this process; 0 for none.
         hashes: of the data files.
         layout: in place of the job's own.
+        joined: rows may hold several documents.
         keys: of the job.
     """
 
@@ -131,6 +144,7 @@ class Process:
     stop_after: int = 0
     hashes: Mapping[Split, str] = field(default_factory=dict)
     layout: Layout | None = None
+    joined: bool = False
     attempt: int = 0
     keys: Mapping[str, Any] = field(default_factory=dict)
 
@@ -162,29 +176,31 @@ class Process:
             stop=self.stop,
             stop_after=self.stop_after,
         )
+        plan = Plan.of(
+            self.train,
+            batch_size=self.spec.batch_size,
+            accumulation=self.spec.grad_accumulation_steps,
+            seed=self.spec.seed,
+            iters=self.spec.iters,
+            epochs=self.spec.epochs,
+        )
         self.checkpoints = Checkpoints(self.job, self.run, self.step, self.hashes, self.ladder, _runtime(), log)
-        self.loop = Loop(
+        trainer = Trainer(
             spec=self.spec,
             layout=layout,
             limits=memory.limits_of(self.spec.memory, Device.found()),
             vocabulary=vocabulary(model),
-            plan=Plan.of(
-                self.train,
-                batch_size=self.spec.batch_size,
-                accumulation=self.spec.grad_accumulation_steps,
-                seed=self.spec.seed,
-                iters=self.spec.iters,
-                epochs=self.spec.epochs,
-            ),
-            documents={"train": self.train, "valid": self.valid},
+            plan=plan,
+            packing=Packing(self.joined, grid=32, attention=1e9, longest=plan.widest, widest=plan.widest),
+            documents=self.train,
             step=self.step,
-            save=self.checkpoints.save,
-            roll_back=self.checkpoints.roll_back,
             log=log,
             metrics=EventLog([self.metrics.append]),
             stop=self.stop,
             pulse=Pulse(None, self.attempt),
         )
+        documents = {"train": self.train, "valid": self.valid}
+        self.loop = Loop(trainer, documents, self.checkpoints.save, self.checkpoints.roll_back)
 
     def go(self) -> Progress:
         """Go on from the newest checkpoint to the end or the stop."""

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.training.dropout import DropoutKey, key_dropout
-from qlora_engine.training.head import Targets
 from qlora_engine.training.optimizer import build_optimizer
 from qlora_engine.training.step import TrainingStep
+from qlora_engine.training.targets import Targets
 from qlora_engine.training.tree import flat
 
 VOCABULARY = 64
@@ -141,7 +141,7 @@ def batch(rows: int, width: int, seed: int = 0) -> tuple[NDArray[np.int32], NDAr
 
 def targets(rows: int, width: int, seed: int = 0) -> Targets:
     """The same as a micro-batch."""
-    return Targets(*batch(rows, width, seed))
+    return Targets.of(*batch(rows, width, seed))
 
 
 def window_gradients(step: TrainingStep) -> Arrays:

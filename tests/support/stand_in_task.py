@@ -108,8 +108,8 @@ def train(run, spec, log, metrics, stops, *, attempt) -> int:
         pulse.beat(step)
         metrics.emit(
             "training.step", step=step, steps=spec.iters, update=step, epoch=0, loss=1 / step, tokens=1,
-            tokens_per_second=20.0, gradient_norm=1.0, seconds=STEP_SECONDS, memory_gb=0.0, peak_gb=0.0,
-            cache_gb=0.0, process_gb=0.0,
+            tokens_per_second=20.0, gradient_norm=1.0, seconds=STEP_SECONDS, rows=1, documents=1,
+            memory_gb=0.0, peak_gb=0.0, cache_gb=0.0, process_gb=0.0,
         )  # fmt: skip
         if step % SAVE_EVERY == 0:
             save(step)

@@ -17,9 +17,9 @@ from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.training.adapters import save_adapters, start_from
 from qlora_engine.training.dropout import DropoutKey
-from qlora_engine.training.head import Targets
 from qlora_engine.training.model import Base, activation_type, add_adapters, load_folder
 from qlora_engine.training.step import TrainingStep
+from qlora_engine.training.targets import Targets
 from qlora_engine.training.tree import flat
 from support import tiny
 from support.small import training_step
@@ -63,7 +63,7 @@ def prepared(job: ResolvedJob) -> tuple[Base, TrainingStep]:
 
 def train(step: TrainingStep) -> None:
     for _ in range(3):
-        step.micro_batch(Targets(TOKENS, mx.ones(TOKENS.shape, mx.bool_)), mx.random.key(0))
+        step.micro_batch(Targets.of(TOKENS, mx.ones(TOKENS.shape, mx.bool_)), mx.random.key(0))
         assert step.update().applied
 
 

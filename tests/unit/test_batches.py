@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from qlora_engine.training.batches import WIDTH_STEP, Plan, Window, epoch_order, evaluation_batches, pad, split
+from qlora_engine.training.batches import Plan, Window, epoch_order, evaluation_batches, split
 from qlora_engine.training.data import Document
 
 
@@ -113,33 +113,6 @@ def test_epochs_set_the_length_in_passes_over_the_data(rows: int, batch_size: in
     documents = [document(5)] * rows
     made = Plan.of(documents, batch_size=batch_size, accumulation=2, seed=0, iters=1000, epochs=epochs)
     assert made.steps == steps
-
-
-def test_padding_reaches_a_multiple_that_keeps_shapes_few() -> None:
-    """MLX compiles anew for each width and never forgets one."""
-    tokens, supervised = pad([document(10, 7), document(34, 8)], longest=2048)
-    assert tokens.shape == supervised.shape == (2, 65)
-    assert (tokens.shape[1] - 1) % WIDTH_STEP == 0
-    assert tokens.dtype == np.int32
-    assert (tokens[0, :10] == 7).all()
-    assert (tokens[0, 10:] == 0).all()
-    assert not supervised[0, 10:].any()
-    assert supervised[0, 1:10].all()
-    assert not supervised[:, 0].any()
-
-
-@pytest.mark.parametrize(("length", "longest", "width"), [(33, 2048, 33), (34, 2048, 65), (40, 50, 50), (50, 50, 50)])
-def test_padding_stays_within_max_seq_length(length: int, longest: int, width: int) -> None:
-    """A job's longest sequence is what its memory was planned for."""
-    assert pad([document(length)], longest)[0].shape == (1, width)
-
-
-@pytest.mark.parametrize("length", [0, 1, 2])
-def test_rows_of_hardly_a_token_are_padded_too(length: int) -> None:
-    """A row too short to have a target is harmless, not a crash."""
-    tokens, supervised = pad([document(length)], longest=2048)
-    assert tokens.shape == (1, 33)
-    assert supervised.sum() == max(0, length - 1)
 
 
 def test_evaluation_rows_are_the_same_every_time() -> None:

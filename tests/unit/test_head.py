@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from qlora_engine.training import loss
 from qlora_engine.training.dropout import DropoutKey, slice_key, step_key
-from qlora_engine.training.head import Head, Targets, padded_rows
+from qlora_engine.training.head import Head
 from qlora_engine.training.recompute import checkpoint_layers
+from qlora_engine.training.targets import Targets
 from support.small import (
     VOCABULARY,
     Arrays,
@@ -51,7 +52,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 def narrow(tokens: NDArray[np.int32], supervised: NDArray[np.bool_]) -> Targets:
     """Without the columns that are padding in every row."""
     width = int(tokens.any(0).nonzero()[0].max()) + 1
-    return Targets(tokens[:, :width], supervised[:, :width])
+    return Targets.of(tokens[:, :width], supervised[:, :width])
 
 
 def plain_autodiff(model: nn.Module, source: DropoutKey, parts: list[Part]) -> tuple[Arrays, float]:
@@ -97,7 +98,7 @@ def test_a_window_gives_the_gradients_of_one_batch_and_of_the_definition(
     parts = [(narrow(tokens[part], supervised[part]), key) for part in PARTS]
     assert len({targets.count for targets, _ in parts}) > 2
     split = of_window(with_adapters(make(), **options), source, parts)
-    whole = of_window(with_adapters(make(), **options), source, [(Targets(tokens, supervised), key)])
+    whole = of_window(with_adapters(make(), **options), source, [(Targets.of(tokens, supervised), key)])
     exact = plain_autodiff(with_adapters(make(), **options), source, [(tokens, supervised, key)])
     assert split[1] == pytest.approx(exact[1], rel=1e-5)
     assert whole[1] == pytest.approx(exact[1], rel=1e-5)
@@ -123,7 +124,7 @@ def test_with_keyed_dropout_the_gradients_are_those_of_the_network_that_was_eval
     model = made(source)
     if recompute:
         checkpoint_layers(model.layers)
-    parts = [(Targets(tokens[part], supervised[part]), key) for part, key in zip(PARTS, keys, strict=True)]
+    parts = [(Targets.of(tokens[part], supervised[part]), key) for part, key in zip(PARTS, keys, strict=True)]
     got = of_window(model, source, parts)
     plain = DropoutKey()
     exact = plain_autodiff(
@@ -155,7 +156,7 @@ def test_only_rows_with_a_target_are_projected() -> None:
     supervised[:, 6:] = False
     step = training_step(model)
     shapes.clear()  # the search for the head projects two rows, lazily
-    done = step.micro_batch(Targets(tokens, supervised), step_key(0, 0))
+    done = step.micro_batch(Targets.of(tokens, supervised), step_key(0, 0))
     assert 0 < done.count <= 20
     assert {int(np.prod(shape[:-1])) for shape in shapes} == {32}
 
@@ -192,8 +193,8 @@ def test_a_model_may_have_several_steps_one_after_the_other() -> None:
     """Tests and tools make a second step over a model that has one."""
     model = with_adapters(llama_model())
     tokens, supervised = batch(3, 16)
-    first = training_step(model).micro_batch(Targets(tokens, supervised), step_key(0, 0))
-    second = training_step(model).micro_batch(Targets(tokens, supervised), step_key(0, 0))
+    first = training_step(model).micro_batch(Targets.of(tokens, supervised), step_key(0, 0))
+    second = training_step(model).micro_batch(Targets.of(tokens, supervised), step_key(0, 0))
     assert first == second
 
 
@@ -201,39 +202,16 @@ def test_evaluation_gives_the_loss_of_training_without_dropout() -> None:
     """Validation takes the other of the two ways to project chunks."""
     model = with_adapters(llama_model())
     step = training_step(model)
-    targets = Targets(*batch(3, 16))
+    targets = Targets.of(*batch(3, 16))
     trained = step.micro_batch(targets, step_key(0, 0)).loss
     model.eval()
     assert step.loss(targets) == pytest.approx(trained, rel=1e-6)
-
-
-def test_targets_are_the_next_tokens_of_supervised_columns() -> None:
-    """Off by one, a model learns to repeat its input."""
-    tokens = np.array([[1, 2, 3, 0], [4, 5, 6, 7]])
-    supervised = np.array([[True, False, True, False], [False, True, False, True]])
-    found = Targets(tokens, supervised)
-    assert found.inputs.tolist() == [[1, 2, 3], [4, 5, 6]]
-    assert found.count == 3  # column 0 is no target: nothing predicts it
-    assert found.rows[:3].tolist() == [1, 3, 5]
-    assert found.tokens[:3].tolist() == [3, 5, 7]
-    assert len(found.rows) == len(found.tokens) == 32
-    assert set(found.rows[3:].tolist()) == {1}  # filling
-    assert found.shape == (2, 3, 32)
 
 
 def test_without_a_target_the_loss_is_zero() -> None:
     """An all-masked row contributes nothing; a mean over nothing would be NaN."""
     step = training_step(with_adapters(llama_model()))
     tokens, supervised = batch(2, 9)
-    done = step.micro_batch(Targets(tokens, np.zeros_like(supervised)), step_key(0, 0))
+    done = step.micro_batch(Targets.of(tokens, np.zeros_like(supervised)), step_key(0, 0))
     assert (done.loss, done.count, done.gradient_norm, done.good) == (0.0, 0, 0.0, True)
     assert all(not gradient.any() for gradient in window_gradients(step).values())
-
-
-def test_padded_rows_are_few_sizes_and_little_waste() -> None:
-    """Each size is compiled anew and never forgotten; each filling row is projected for nothing."""
-    sizes = {count: padded_rows(count) for count in range(1, 20_000)}
-    assert all(count <= size < max(33, 1.125 * count + 1) + 31 * (count < 256) for count, size in sizes.items())
-    assert all(size % 32 == 0 for size in sizes.values())
-    assert len(set(sizes.values())) < 80
-    assert padded_rows(0) == 32

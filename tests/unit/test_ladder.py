@@ -235,8 +235,8 @@ def test_a_run_goes_on_in_a_smaller_layout_with_the_same_rows_and_updates(quick_
     second.go()
     second.ladder.step_down("[malloc] Unable to allocate", "train")
     third = Process(quick_path / "run", rows, attempt=3, keys=keys)
-    assert (second.loop.layout.recompute, second.loop.layout.rows) == (True, 4)
-    assert (third.loop.layout.recompute, third.loop.layout.rows) == (True, 2)
+    assert (second.loop.trainer.layout.recompute, second.loop.trainer.layout.rows) == (True, 4)
+    assert (third.loop.trainer.layout.recompute, third.loop.trainer.layout.rows) == (True, 2)
     progress = third.go()
     assert (progress.step, progress.update, progress.tokens) == (whole.step, whole.update, whole.tokens)
     applied = [row for made in (first, second, third) for row in made.step.applied]

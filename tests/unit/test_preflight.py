@@ -32,7 +32,7 @@ QUANTIZED = MISTRAL | {"quantization": {"group_size": 64, "bits": 4}}
 
 
 def of(spec: JobSpec, config: dict[str, Any] = QUANTIZED, *, width: int = 2048, rows: int = 100) -> Estimate:
-    batch = Batch.widest(spec, rows=rows, longest=width + 1, targets=width)
+    batch = Batch.widest(spec, rows=rows, longest=width + 1, targets=width, backend="cpu")
     return estimate(spec, ModelShape.of(config), batch, CUDA, dequantized=False)
 
 
@@ -106,7 +106,7 @@ def test_the_cpu_keeps_the_attentions_probabilities() -> None:
 def test_changes_are_tried_from_the_cheapest_on() -> None:
     """Recomputation costs time alone, smaller micro-batches too; shorter rows and fewer layers learn less."""
     shape, spec = ModelShape.of(QUANTIZED), spec_of(batch_size=4, grad_accumulation_steps=2)
-    batch = Batch.widest(spec, rows=100, longest=2049, targets=2048)
+    batch = Batch.widest(spec, rows=100, longest=2049, targets=2048, backend="cuda")
     whole = estimate(spec, shape, batch, CUDA, dequantized=False).total
     found, limit = [], whole
     while limit > 0.4e9:
@@ -127,14 +127,14 @@ def test_changes_are_tried_from_the_cheapest_on() -> None:
 def test_a_job_that_fits_needs_no_change() -> None:
     """Nothing is advised where nothing is wrong."""
     shape, spec = ModelShape.of(QUANTIZED), spec_of()
-    batch = Batch.widest(spec, rows=100, longest=100, targets=99)
+    batch = Batch.widest(spec, rows=100, longest=100, targets=99, backend="cuda")
     assert smallest_change(spec, shape, batch, CUDA, dequantized=False, limit=1e12) is None
 
 
 def test_what_cannot_fit_is_refused_and_what_may_is_not() -> None:
     """Refusing what would run is worse than a warning; accepting what cannot run costs a night."""
     spec, shape = spec_of(batch_size=4), ModelShape.of(QUANTIZED)
-    batch = Batch.widest(spec, rows=100, longest=2049, targets=2048)
+    batch = Batch.widest(spec, rows=100, longest=2049, targets=2048, backend="cuda")
     need = estimate(spec, shape, batch, CUDA, dequantized=False).total
     lower = [("layers are computed again", batch.recomputed(True))]
 
@@ -153,7 +153,7 @@ def test_what_cannot_fit_is_refused_and_what_may_is_not() -> None:
 def test_a_rough_estimate_says_so_and_refuses_later() -> None:
     """A mixture of experts was not compared with measurements."""
     spec, shape = spec_of(), ModelShape.of(MIXTRAL)
-    batch = Batch.widest(spec, rows=100, longest=513, targets=512)
+    batch = Batch.widest(spec, rows=100, longest=513, targets=512, backend="cuda")
     need = estimate(spec, shape, batch, CUDA, dequantized=False).total
     warnings = fit(spec, shape, batch, Machine("cuda", int(0.75 * need), "the device", 0), []).warnings
     assert "mixture of experts" in warnings[0]
@@ -163,9 +163,9 @@ def test_a_rough_estimate_says_so_and_refuses_later() -> None:
 def test_the_batch_is_no_wider_than_the_rows_and_the_job_allow() -> None:
     """An estimate for max_seq_length, where no row is that long, would refuse jobs that fit."""
     spec = spec_of(batch_size=4, max_seq_length=2048)
-    assert Batch.widest(spec, rows=100, longest=100, targets=99).width == 128
-    assert Batch.widest(spec, rows=100, longest=9000, targets=99).width == 2047
-    assert Batch.widest(spec, rows=3, longest=100, targets=99).rows == 3
+    assert Batch.widest(spec, rows=100, longest=100, targets=99, backend="cuda").width == 128
+    assert Batch.widest(spec, rows=100, longest=9000, targets=99, backend="cuda").width == 2047
+    assert Batch.widest(spec, rows=3, longest=100, targets=99, backend="cuda").rows == 3
 
 
 def test_time_is_taken_from_an_earlier_run_of_the_same_kind(tmp_path: Path) -> None:

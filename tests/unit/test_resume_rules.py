@@ -51,6 +51,7 @@ OTHER: dict[str, Any] = {
     "grad_clip": 1.0,
     "lora_plus_ratio": 4.0,
     "max_loss": 10.0,
+    "packing": "on",
     "early_stopping": {"patience": 2},
 }
 FREE: dict[str, Any] = {

@@ -19,10 +19,10 @@ from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.training import checkpoint
-from qlora_engine.training.head import Targets
 from qlora_engine.training.run import Outcome, train
 from qlora_engine.training.step import MicroBatch, TrainingStep
 from qlora_engine.training.stop import StopRequest
+from qlora_engine.training.targets import Targets
 from support import tiny
 
 
@@ -90,7 +90,7 @@ OVERSHOOTS = {
     "iters": 14,
     "grad_accumulation_steps": 1,
     "optimizer": "sgd",
-    "lr_schedule": {"name": "exponential_decay", "arguments": [0.02, 1.7]},
+    "lr_schedule": {"name": "exponential_decay", "arguments": [0.02, 1.8]},
     "steps_per_eval": 2,
     "save_every": 100,
 }

@@ -14,9 +14,9 @@ from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.tuner.trainer import default_loss
 
 from qlora_engine.training.dropout import DropoutKey, key_dropout, step_key
-from qlora_engine.training.head import Targets
 from qlora_engine.training.recompute import checkpoint_layers
 from qlora_engine.training.step import TrainingStep
+from qlora_engine.training.targets import Targets
 from qlora_engine.training.tree import flat
 from support.small import (
     VOCABULARY,
@@ -41,7 +41,7 @@ WHOLE = targets(10, 24, seed=3)
 def unequal_window() -> list[Targets]:
     tokens, supervised = batch(10, 24, seed=3)
     parts = [slice(0, 1), slice(1, 4), slice(4, 5), slice(5, 10)]
-    return [Targets(tokens[part], supervised[part]) for part in parts]
+    return [Targets.of(tokens[part], supervised[part]) for part in parts]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -69,7 +69,7 @@ def test_without_masks_or_padding_the_loss_is_that_of_mlx_lm() -> None:
     tokens = np.maximum(batch(3, 16)[0], 1)
     model = lora_model()
     theirs, count = default_loss(model, mx.array(tokens), mx.array([[0, 16]] * 3))
-    done = training_step(model).micro_batch(Targets(tokens, np.ones((3, 16), np.bool_)), KEY)
+    done = training_step(model).micro_batch(Targets.of(tokens, np.ones((3, 16), np.bool_)), KEY)
     assert done.count == count.item() == 45
     assert done.loss / done.count == pytest.approx(theirs.item(), rel=1e-5)
 
@@ -140,10 +140,10 @@ def test_a_window_without_a_target_applies_nothing() -> None:
     """Adam would move on momentum alone, and weight decay would shrink what nobody trained."""
     tokens, supervised = batch(10, 24, seed=3)
     step = training_step(lora_model(), optimizer="adamw")
-    step.micro_batch(Targets(tokens, supervised), KEY)
+    step.micro_batch(Targets.of(tokens, supervised), KEY)
     step.update()
     before = state(step)
-    done = step.micro_batch(Targets(tokens, np.zeros_like(supervised)), KEY)
+    done = step.micro_batch(Targets.of(tokens, np.zeros_like(supervised)), KEY)
     assert (done.loss, done.count, done.good) == (0.0, 0, True)
     update = step.update()
     assert (update.applied, update.count, update.gradient_norm) == (False, 0, 0.0)

@@ -11,7 +11,9 @@ from mlx_lm.utils import load_tokenizer
 from qlora_engine.job.datafiles import check_folder
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.training.data import read_documents
-from qlora_engine.training.tally import _spread, tally
+from qlora_engine.training.tally import _spread, sample, tally
+from qlora_engine.training.token_cache import TokenCache
+from qlora_engine.training.token_source import TokenSource
 from support.tiny import make_tokenizer
 
 SPEC = JobSpec(max_seq_length=32, batch_size=2)
@@ -42,7 +44,7 @@ def test_the_counts_are_those_of_training(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tmp_path)
     file = check_folder(rows_in(tmp_path, [3, 50, 20, 31, 32, 7]), SPEC)["train"]
     documents = read_documents(Path(file.path), file.format, SPEC, tokenizer)
-    found = tally(file, SPEC, tokenizer, seconds=60)
+    found = sample(file, SPEC, tokenizer, seconds=60)
     assert found.rows == 6
     assert found.sampled is None
     assert found.tokens == sum(len(row) + row.cut for row in documents) == 149
@@ -52,12 +54,28 @@ def test_the_counts_are_those_of_training(tmp_path: Path) -> None:
     assert found.longest == 51
 
 
+def test_all_rows_are_kept_or_a_sample_is_taken(tmp_path: Path) -> None:
+    """Admission may not take longer for a cache, and what it counts there must be what it counts without one."""
+    make_tokenizer(tmp_path)
+    file = check_folder(rows_in(tmp_path, [3, 50, 20, 31, 32, 7]), SPEC)["train"]
+    tokenizer, cache = load_tokenizer(tmp_path), TokenCache(tmp_path / "tokens", 10**9)
+    source = TokenSource(SPEC, tokenizer, tmp_path, cache)
+    plain = sample(file, SPEC, tokenizer, seconds=60)
+    assert tally(file, source, seconds=0) == plain  # six rows are a sample at once
+    assert source.kept(file, file.sha256) is None
+    assert tally(file, TokenSource(SPEC, tokenizer, tmp_path, None), seconds=60) == plain
+    assert tally(file, source, seconds=60) == plain
+    assert source.kept(file, file.sha256) is not None
+    (tmp_path / "train.jsonl").write_text("not looked at again")
+    assert tally(file, source, seconds=0) == plain
+
+
 def test_out_of_time_a_sample_stands_for_the_rest(tmp_path: Path) -> None:
     """Admission of a million rows must not take minutes, and its numbers must say that they are estimates."""
     make_tokenizer(tmp_path)
     lengths = [10] * 500 + [20] * 500 + [200]
     file = check_folder(rows_in(tmp_path, lengths), SPEC)["train"]
-    found = tally(file, SPEC, load_tokenizer(tmp_path), seconds=0)
+    found = sample(file, SPEC, load_tokenizer(tmp_path), seconds=0)
     assert found.rows == 1001
     assert found.sampled is not None
     assert found.sampled < 200

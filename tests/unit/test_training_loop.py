@@ -18,15 +18,16 @@ ROWS = 23  # divides by nothing
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 1), (2, 3), (3, 2), (4, 4), (40, 2)])
 @pytest.mark.parametrize(("length", "at_once"), [({"epochs": 2.0}, 99), ({"epochs": 2.0}, 1), ({"iters": 9}, 2)])
-def test_every_row_is_applied_once_an_epoch(
-    quick_path: Path, length: dict[str, Any], batch_size: int, accumulation: int, at_once: int
+@pytest.mark.parametrize("joined", [False, True])
+def test_every_row_is_applied_once_an_epoch(  # noqa: PLR0917  # they come by name
+    quick_path: Path, length: dict[str, Any], batch_size: int, accumulation: int, at_once: int, joined: bool
 ) -> None:
     """What nobody trains on, nobody learns; what comes twice is learned twice."""
     keys = {"batch_size": batch_size, "grad_accumulation_steps": accumulation, "save_every": 1000, "epochs": None}
     layout = Layout(recompute=False, rows=min(at_once, batch_size), longest=64)
-    made = Process(quick_path, numbered(ROWS), layout=layout, keys=keys | length)
+    made = Process(quick_path, numbered(ROWS), layout=layout, joined=joined, keys=keys | length)
     progress = made.go()
-    assert progress.update == made.loop.plan.updates
+    assert progress.update == made.loop.trainer.plan.updates
     per_epoch = -(-ROWS // batch_size)
     assert progress.step == (2 * per_epoch if "epochs" in length else 9)
     whole, rest = divmod(progress.step, per_epoch)
@@ -71,7 +72,7 @@ def test_the_tail_of_an_epoch_is_applied_with_the_weight_that_it_has(quick_path:
     keys = {"batch_size": 2, "grad_accumulation_steps": 4, "optimizer": "sgd", "learning_rate": 1.0, "save_every": 1000}
     rows = numbered(9)  # windows of 8 rows and of 1
     made = Process(quick_path / "tail", rows, keys=keys)
-    order = [row for window in made.loop.plan.windows(epoch=0, index=0, step=0) for row in window.micro_batches]
+    order = [row for window in made.loop.trainer.plan.windows(epoch=0, index=0, step=0) for row in window.micro_batches]
     assert [len(micro_batch) for micro_batch in order] == [2, 2, 2, 2, 1]
     first = Process(quick_path / "first", rows, keys=keys | {"epochs": None, "iters": 4})
     first.go()
@@ -81,7 +82,10 @@ def test_the_tail_of_an_epoch_is_applied_with_the_weight_that_it_has(quick_path:
     alone.step.restore(first.step.state())
     before = alone.masters
     # The tail's row in a batch of its own, with the masks of its step.
-    alone.loop._compute(order[-1], progress.__class__(step=4), _key(alone, 4))
+    rows = tuple((row,) for row in order[-1])
+    trainer = alone.loop.trainer
+    targets = trainer.packing.targets(alone.train, rows)
+    trainer._compute(rows, targets, progress.__class__(step=4), _key(alone, 4))
     alone.step.update()
     assert_close(
         {name: value - before[name] for name, value in made.masters.items()},

@@ -63,21 +63,21 @@ def test_between_two_occasions_lie_no_more_steps_than_asked_and_a_window(every: 
 def test_a_micro_batch_counts() -> None:
     """Sums of losses and tokens, so that a report weighs tokens, not micro-batches."""
     guard = Guard(last_good=2)
-    progress = Progress().after_micro_batch(10.0, 4, Guard(last_good=1)).after_micro_batch(2.0, 1, guard)
-    assert (progress.step, progress.tokens) == (2, 5)
-    assert (progress.report_loss, progress.report_tokens, progress.report_steps) == (12.0, 5, 2)
+    progress = Progress().after_batch(1, 10.0, 4, Guard(last_good=1)).after_batch(2, 2.0, 1, guard)
+    assert (progress.step, progress.tokens) == (3, 5)
+    assert (progress.report_loss, progress.report_tokens, progress.report_steps) == (12.0, 5, 3)
     assert (progress.update, progress.guard) == (0, guard)
     after = progress.after_report()
     assert (after.report_loss, after.report_tokens, after.report_steps) == (0.0, 0, 0)
-    assert (after.step, after.tokens) == (2, 5)
+    assert (after.step, after.tokens) == (3, 5)
 
 
 def test_a_window_points_at_the_next() -> None:
     """The position is what a resumed run starts from."""
     guard = Guard(last_good=1)
-    progress = Progress().after_window(Window(0, 0, ((1,),)), PLAN, APPLIED, guard)
+    progress = Progress().after_window(Window(0, 0, 0, ((1,),)), PLAN, APPLIED, guard)
     assert (progress.epoch, progress.window, progress.update) == (0, 1, 1)
-    progress = progress.after_window(Window(0, 2, ((1,),)), PLAN, APPLIED, guard)
+    progress = progress.after_window(Window(0, 2, 0, ((1,),)), PLAN, APPLIED, guard)
     assert (progress.epoch, progress.window, progress.update) == (1, 0, 2)
     assert (progress.learning_rate, progress.gradient_norm) == (1e-3, 0.5)
 
@@ -85,7 +85,7 @@ def test_a_window_points_at_the_next() -> None:
 def test_an_update_that_was_not_applied_is_none() -> None:
     """A run without a single one has learned nothing, and says so at its end."""
     kept = Update(applied=False, count=0, gradient_norm=math.nan, learning_rate=1e-3)
-    progress = Progress().after_window(Window(0, 0, ((1,),)), PLAN, kept, Guard(dropped=(0,)))
+    progress = Progress().after_window(Window(0, 0, 0, ((1,),)), PLAN, kept, Guard(dropped=(0,)))
     assert (progress.update, progress.window) == (0, 1)
     assert progress.guard.dropped == (0,)
 

@@ -52,7 +52,7 @@ def main() -> int:
             return refused.exit_code
         logs.append(EventLog([file_sink(run.events)], job=run.id, attempt=arguments.attempt))
     with held:
-        code = _train(run, logs[0], arguments.attempt, stop)
+        code = _train(run, logs[0], arguments.attempt, stop, settings)
     if settings.report and code != Exit.TEMPFAIL:  # a run that goes on is not worth a page yet
         report_on(run, logs[0])
     return code
@@ -93,15 +93,21 @@ def _take_gpu(settings: EngineSettings, run: RunFolder, attempt: int) -> lock.He
     return held
 
 
-def _train(run: RunFolder, log: EventLog, attempt: int, stop: StopRequest) -> int:
+def _train(run: RunFolder, log: EventLog, attempt: int, stop: StopRequest, settings: EngineSettings) -> int:
     metrics = EventLog([file_sink(run.metrics)], job=run.id, attempt=attempt)
     try:
         with stop.nothing_to_lose():
+            from qlora_engine.training.measured import Measured  # noqa: PLC0415
             from qlora_engine.training.run import Outcome, train  # noqa: PLC0415  # seconds of imports
+            from qlora_engine.training.token_cache import TokenCache  # noqa: PLC0415
 
             job = ResolvedJob.load(run.spec)
         pulse = Pulse(run.pulse, attempt)
-        outcome = train(job, run, attempt=attempt, log=log, metrics=metrics, stop=stop, pulse=pulse)
+        cache = TokenCache.of(settings.folders, settings.token_cache_gb)
+        outcome = train(
+            job, run, attempt=attempt, log=log, metrics=metrics, stop=stop, pulse=pulse, cache=cache,
+            known=Measured(settings.folders.measured),
+        )  # fmt: skip
     except Exception as error:  # noqa: BLE001  # the last chance to say what happened
         failure = explained(error, run.output)
         with suppress(OSError):  # a full disk takes no line either; the exit code says it

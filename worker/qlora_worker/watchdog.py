@@ -22,7 +22,15 @@ from qlora_worker.training import TrainingProcess
 
 # What may take longer than a micro-batch before anything was learned: imports and a model from a slow disk, a
 # large data set, the first compilation for Metal, a checkpoint on a busy disk. Times the setting.
-PATIENCE: Mapping[str, float] = {pulse.START: 2, "load": 6, "data": 6, "compile": 3, "save": 2, "sample": 2}
+PATIENCE: Mapping[str, float] = {
+    pulse.START: 2,
+    "load": 6,
+    "data": 6,
+    "measure": 6,
+    "compile": 3,
+    "save": 2,
+    "sample": 2,
+}
 TIMES_LONGEST = 10  # the longest that it has taken between two beats in this run
 MOST_LEARNED = 6 * 3600.0  # seconds: what was held with SIGSTOP for a night would teach that nights are usual
 LOOKS = 4  # at least, within the shortest allowed time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,6 +58,20 @@ def estimate(spec: JobSpec, shape: ModelShape, batch: Batch, backend: Backend, *
     held = sum(parts.values())
     parts["allocator"] = (backend.slack - 1) * held + (backend.ahead if fullest != "load" else 0)
     return Estimate(parts, fullest, batch, shape.rough)
+
+
+def least_recomputation(
+    spec: JobSpec, shape: ModelShape, batch: Batch, backend: Backend, *, dequantized: bool, limit: float
+) -> int:
+    """How many of the trained layers must be computed again for the job to stay under `limit` bytes.
+
+    All of them where even that is not enough.
+    """
+    layers = trained_layers(spec, shape)
+    for again in range(layers):
+        if estimate(spec, shape, batch.recomputed(again / layers), backend, dequantized=dequantized).fits(limit):
+            return again
+    return layers
 
 
 def trained_layers(spec: JobSpec, shape: ModelShape) -> int:
@@ -124,7 +139,8 @@ class _Job:
 
     def backward(self) -> dict[str, float]:
         """The topmost layer's backward pass; everything below still waits for its own."""
-        inner = self.kept_by_layer() if self.batch.recompute else 0.0
+        # The topmost layer is the last to be computed again: where it is not, none of its inner tensors are new.
+        inner = self.kept_by_layer() if self.batch.recompute >= 1 else 0.0
         if trained_layers(self.spec, self.shape) > 1:
             inner *= 1 + self.backend.again
         return self.steady() | {
@@ -166,9 +182,9 @@ class _Job:
     def kept(self) -> float:
         """Activations that wait for the backward pass."""
         layers = trained_layers(self.spec, self.shape)
-        if self.batch.recompute:
-            return layers * self.numbers * self.batch.positions * self.shape.hidden
-        return layers * self.kept_by_layer()
+        again = math.ceil(self.batch.recompute * layers)
+        inputs = self.numbers * self.batch.positions * self.shape.hidden
+        return again * inputs + (layers - again) * self.kept_by_layer()
 
     def kept_by_layer(self) -> float:
         """Activations that one layer keeps: its own, and the inputs of the matrices that are trained or adapted."""

@@ -1,0 +1,92 @@
+"""What the engine adds to its training step: batches, events, checkpoints. One line of JSON.
+
+    python benchmarks/overhead.py job.yaml
+
+Trains the job through the engine in this process and times every call of the step (gradients of a batch, update),
+each of which ends when its numbers are there. What the wall clock shows beyond their sum, from the end of the first
+optimizer steps to the end of the last, is overhead. Set `val_batches: 0`, or validation is counted as overhead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qlora_engine import launch
+from qlora_engine.job.events import EventLog, file_sink
+from qlora_engine.job.examine import examine
+from qlora_engine.job.folder import RunFolder
+from qlora_engine.settings import EngineSettings
+
+WARM_UP = 3  # optimizer steps
+
+
+class Stopwatch:
+    """Adds up the time inside the step, and knows when the last update ended."""
+
+    def __init__(self) -> None:
+        self.inside, self.updates = 0.0, 0
+        self.started = self.ended = 0.0
+
+    def timed(self, method: Callable[..., Any], *, ends_window: bool) -> Callable[..., Any]:
+        """The method, timed."""
+
+        def wrapped(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            result = method(*arguments)
+            self.ended = time.perf_counter()
+            self.inside += self.ended - started
+            self.updates += ends_window
+            if ends_window and self.updates == WARM_UP:
+                self.started, self.inside = self.ended, 0.0
+            return result
+
+        return wrapped
+
+
+def measure(job_file: Path) -> dict[str, Any]:
+    """Train and compare."""
+    from qlora_engine.training.run import train  # noqa: PLC0415  # after the environment is settled
+    from qlora_engine.training.step import TrainingStep  # noqa: PLC0415
+    from qlora_engine.training.stop import StopRequest  # noqa: PLC0415
+
+    watch = Stopwatch()
+    steps: Any = TrainingStep
+    steps.micro_batch = watch.timed(steps.micro_batch, ends_window=False)
+    steps.update = watch.timed(steps.update, ends_window=True)
+    job = examine(job_file, home=EngineSettings.read().folders.path, base=job_file.absolute().parent)
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(Path(folder))
+        job.store(run.spec)
+        log = EventLog([file_sink(run.events)], job="overhead")
+        train(job, run, attempt=0, log=log, metrics=EventLog([file_sink(run.metrics)]), stop=StopRequest())
+        events = [json.loads(line) for line in run.events.read_text().splitlines()]
+        checkpoints = sum(event["event"] == "checkpoint.saved" for event in events)
+        saving = sum(event["seconds"] for event in events if event["event"] == "checkpoint.saved")
+    wall = watch.ended - watch.started
+    return {
+        "updates": watch.updates - WARM_UP,
+        "seconds": round(wall, 3),
+        "inside": round(watch.inside, 3),
+        "overhead": round(1 - watch.inside / wall, 5),
+        "seconds_an_update": round(wall / (watch.updates - WARM_UP), 5),
+        "checkpoints": checkpoints,
+        "saving": round(saving, 3),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", type=Path)
+    arguments = parser.parse_args()
+    wanted = launch.environment("auto", None)
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})  # noqa: S606
+    print(json.dumps(measure(arguments.job)))

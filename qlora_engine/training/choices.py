@@ -1,0 +1,147 @@
+"""What a run settles before its first step: how it multiplies with frozen matrices and lays documents out.
+
+Each is measured or derived once, said by an event, and written to the run folder, so that a resumed run does the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qlora_engine.job.events import EventLog
+from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.preflight.backends import BACKENDS, Name
+from qlora_engine.job.preflight.batch import Batch
+from qlora_engine.job.preflight.memory import GIGA, estimate, least_recomputation
+from qlora_engine.job.preflight.shape import ModelShape, ShapeUnknown
+from qlora_engine.job.spec import JobSpec
+from qlora_engine.training import frozen_choice, packing_choice, runtime
+from qlora_engine.training.batches import Plan
+from qlora_engine.training.frozen import quantized_layers
+from qlora_engine.training.measured import Measured
+from qlora_engine.training.memory import Limits
+from qlora_engine.training.model import Base, activation_type, count_parameters, vocabulary
+from qlora_engine.training.packing import Packing
+from qlora_engine.training.recompute import checkpoint_layers
+from qlora_engine.training.runtime import Runtime
+from qlora_engine.training.step import TrainingStep
+
+MARGIN = 1.08  # between the estimate and the limit
+ROOM = 0.8  # of the memory that training may use, to which dequantized weights may fill it
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Settles what a run does.
+
+    Attributes:
+        known: what was measured on this machine before.
+        beat: called between measurements.
+    """
+
+    spec: JobSpec
+    run: RunFolder
+    log: EventLog
+    known: Measured
+    beat: Callable[[], None]
+
+    def products(self, found: Runtime, base: Base, plan: Plan, limits: Limits) -> Runtime:
+        """Have the base model multiply in the ways that are fastest here; on the CPU its weights are float32."""
+        kind = activation_type(base.model)
+        if "products" in found.chosen:
+            frozen_choice.apply(base.model, frozen_choice.Choice.of(found.chosen["products"]), kind)
+            return found
+        if found.backend == "cpu" or not quantized_layers(base.model):
+            return found
+        rows = self.spec.batch_size * int(np.median(packing_choice.first_inputs(plan)))
+        timings = frozen_choice.measure(base.model, rows, kind, about=_about(found), known=self.known, beat=self.beat)
+        choice = frozen_choice.choose(base.model, timings, kind, self._room(found, base, plan, limits))
+        self.log.emit(
+            "products.chosen",
+            kept=choice.kept,
+            ways={f"{shape.outputs}×{shape.inputs}": [ways.forward, ways.backward] for shape, ways in choice.ways},
+            seconds={
+                f"{shape.outputs}×{shape.inputs}": {
+                    "quantized": timing.quantized, "dequantized": timing.dequantized, "kept": timing.kept,
+                }
+                for shape, timing in timings.items()
+            },
+            rows=rows,
+        )  # fmt: skip
+        frozen_choice.apply(base.model, choice, kind)
+        return runtime.record(self.run, found, "products", choice.as_json())
+
+    def recomputation(self, found: Runtime, base: Base, plan: Plan, limits: Limits) -> Runtime:
+        """Have as few layers computed again as the memory allows, where the job leaves that open."""
+        layers = base.model.layers[-self.spec.num_layers if self.spec.num_layers > 0 else 0 :]
+        if "recomputed" not in found.chosen:
+            again = self._least_recomputation(found, base, plan, limits)
+            if again:
+                limit = None if limits.limit is None else round(limits.limit / GIGA, 3)
+                self.log.emit("recomputation.chosen", layers=again, of=len(layers), limit_gb=limit)
+            found = runtime.record(self.run, found, "recomputed", again)
+        checkpoint_layers(layers[: found.chosen["recomputed"]])
+        return found
+
+    def _least_recomputation(self, found: Runtime, base: Base, plan: Plan, limits: Limits) -> int:
+        if limits.limit is None or self.spec.grad_checkpoint:
+            return 0
+        try:
+            shape = ModelShape.of(base.config)
+        except ShapeUnknown:
+            return 0
+        batch, backend = self._widest(found, plan), BACKENDS[_name(found)]
+        limit = limits.limit / MARGIN
+        return least_recomputation(self.spec, shape, batch, backend, dequantized=base.dequantized, limit=limit)
+
+    def packing(self, found: Runtime, base: Base, plan: Plan, step: TrainingStep) -> tuple[Runtime, Packing]:
+        """How documents are laid out in rows."""
+        if "packing" in found.chosen:
+            return found, packing_choice.recorded(found.chosen["packing"], plan, found.backend)
+        about = {
+            **_about(found),
+            "config": json.dumps(base.config, sort_keys=True, default=str),
+            "trainable": count_parameters(base.model)[1],
+            "recompute": self.spec.grad_checkpoint,
+            "products": found.chosen.get("products"),
+        }
+        choice = packing_choice.choose(
+            self.spec.packing,
+            plan,
+            step,
+            base.model,
+            model_type=base.config.get("model_type"),
+            vocabulary=vocabulary(base.model),
+            backend=found.backend,
+            about=about,
+            known=self.known,
+        )
+        self.log.emit("packing.chosen", **choice.as_event())
+        return runtime.record(self.run, found, "packing", choice.as_json()), choice.packing
+
+    def _room(self, found: Runtime, base: Base, plan: Plan, limits: Limits) -> float:
+        """Bytes that the job leaves; none where its need is not known."""
+        try:
+            shape = ModelShape.of(base.config)
+        except ShapeUnknown:
+            return 0.0
+        batch, backend = self._widest(found, plan), BACKENDS[_name(found)]
+        need = estimate(self.spec, shape, batch, backend, dequantized=False).total
+        return ROOM * (limits.limit or limits.device) - need
+
+    def _widest(self, found: Runtime, plan: Plan) -> Batch:
+        longest, rows = plan.widest + 1, len(plan.lengths)
+        return Batch.widest(self.spec, rows=rows, longest=longest, targets=longest - 1, backend=found.backend)
+
+
+def _name(found: Runtime) -> Name:
+    return "cpu" if found.backend == "cpu" else "metal" if found.backend == "metal" else "cuda"
+
+
+def _about(found: Runtime) -> dict[str, Any]:
+    """What times depend on beside the job."""
+    return {"device": found.device, "backend": found.backend, "versions": found.versions, "blas": found.blas}

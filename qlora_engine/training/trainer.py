@@ -1,0 +1,191 @@
+"""Training one window: its batches, each under the guard, then one optimizer step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qlora_engine.job.events import EventLog
+from qlora_engine.job.pulse import Pulse
+from qlora_engine.job.spec import JobSpec
+from qlora_engine.training import memory
+from qlora_engine.training.batches import Plan, Window
+from qlora_engine.training.clock import Clock
+from qlora_engine.training.data import Document
+from qlora_engine.training.dropout import slice_key, step_key
+from qlora_engine.training.guard import place_of
+from qlora_engine.training.ladder import Layout
+from qlora_engine.training.memory import Limits
+from qlora_engine.training.packing import Batch, Packing, Rows, lay_out
+from qlora_engine.training.progress import Progress
+from qlora_engine.training.step import MicroBatch, TrainingStep
+from qlora_engine.training.stop import StopRequest
+from qlora_engine.training.targets import Targets
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch, and the arrays of each part that is computed at once."""
+
+    batch: Batch
+    parts: tuple[tuple[Rows, Targets], ...]
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What windows are trained with.
+
+    Attributes:
+        vocabulary: how many tokens the model knows.
+        documents: of the training data.
+        metrics: receives `training.step`, one a batch; `log` everything else.
+    """
+
+    spec: JobSpec
+    layout: Layout
+    limits: Limits
+    vocabulary: int
+    plan: Plan
+    packing: Packing
+    documents: Sequence[Document]
+    step: TrainingStep
+    log: EventLog
+    metrics: EventLog
+    stop: StopRequest
+    pulse: Pulse
+
+    def prepare(self, window: Window) -> list[Prepared]:
+        """The batches of a window and their arrays, without MLX, so that another thread may do it."""
+        batches = lay_out(window, self.plan.lengths, self.packing, self.spec.batch_size)
+        return [Prepared(batch, self._parts(batch)) for batch in batches]
+
+    def _parts(self, batch: Batch) -> tuple[tuple[Rows, Targets], ...]:
+        parts = batch.parts(self.layout.rows, self.spec.batch_size)
+        return tuple((rows, self.packing.targets(self.documents, rows)) for rows in parts)
+
+    def train(self, window: Window, batches: Sequence[Prepared], before: Progress, clock: Clock) -> Progress | None:
+        """One optimizer step; None when it was stopped midway, and a tripped guard when it cannot be finished."""
+        progress = before
+        for prepared in batches:
+            if self.stop.asked:
+                self.step.discard()
+                return None
+            progress = self._train_batch(prepared, progress, clock)
+            if progress.guard.tripped:
+                self.step.discard()
+                return progress
+            if prepared is batches[-1]:
+                progress = self._finish([prepared.batch for prepared in batches], window, before, progress, clock)
+            if progress.due(self.spec.steps_per_report, progress.step - progress.report_steps, self.plan.steps):
+                progress = self._report(progress, clock)
+        return progress
+
+    def _train_batch(self, prepared: Prepared, progress: Progress, clock: Clock) -> Progress:
+        batch = prepared.batch
+        if batch.step in progress.guard.skipped:
+            steps = progress.report_steps + batch.steps
+            return replace(progress, step=progress.step + batch.steps, report_steps=steps)
+        with clock.running() as lap:
+            key = step_key(self.spec.seed, batch.step)
+            done = [
+                self._compute(rows, targets, progress, slice_key(key, index))
+                for index, (rows, targets) in enumerate(prepared.parts)
+            ]
+            memory.trim(self.spec, self.limits, progress.step + batch.steps)
+        loss, count = sum(d.loss for d in done), sum(d.count for d in done)
+        kept = [d for d in done if d.good]
+        good = len(kept) == len(done)
+        end = batch.step + batch.steps
+        guard = progress.guard.accepted(end) if good else progress.guard.refused([batch.step])
+        clock.count(count, batch.steps, sum(d.positions for d in done), sum(d.filled for d in done))
+        progress = progress.after_batch(batch.steps, sum(d.loss for d in kept), sum(d.count for d in kept), guard)
+        self.metrics.emit(
+            "training.step",
+            step=progress.step,
+            steps=self.plan.steps,
+            update=progress.update,
+            epoch=progress.epoch,
+            loss=loss / count if count else None,
+            tokens=count,
+            tokens_per_second=round(count / lap.seconds, 1),
+            gradient_norm=max(d.gradient_norm for d in done),
+            seconds=round(lap.seconds, 4),
+            rows=sum(len(rows) for rows, _ in prepared.parts),
+            documents=len(batch.documents),
+            **memory.usage(),
+        )
+        return progress
+
+    def _compute(self, rows: Rows, targets: Targets, progress: Progress, key: Any) -> MicroBatch:
+        """Add the gradients of some rows to the window, unless the guard finds them wrong."""
+        if targets.highest >= self.vocabulary:  # MLX would read past the end of the embedding without a word
+            self._say_dropped("batch", rows, progress, f"token {targets.highest} of {self.vocabulary}")
+            return MicroBatch(math.nan, targets.count, math.nan, good=False)
+        self.pulse.enter("compile" if self.step.compiles(targets) else "train")
+        done = self.step.micro_batch(targets, key)
+        self.pulse.beat(progress.step)
+        if not done.good:
+            place = place_of(done.loss, done.count, self.spec.max_loss)
+            mean = done.loss / max(done.count, 1)
+            value = f"{mean:g}" if place == "loss" else f"{done.gradient_norm:g}"
+            self._say_dropped(place, rows, progress, value, loss=mean, norm=done.gradient_norm)
+        return done
+
+    def _finish(
+        self, batches: Sequence[Batch], window: Window, before: Progress, progress: Progress, clock: Clock
+    ) -> Progress:
+        with clock.running():
+            update = self.step.update()
+        guard = progress.guard
+        if update.count and not update.applied:  # good gradients, but an update that is not finite
+            guard = before.guard.refused([batch.step for batch in batches])
+            rows = [row for batch in batches for row in batch.rows]
+            norm = update.gradient_norm
+            self._say_dropped("update", rows, before, f"gradient norm {norm:g}", norm=norm, dropped=len(batches))
+        return progress.after_window(window, self.plan, update, guard)
+
+    def _say_dropped(
+        self,
+        place: str,
+        rows: Sequence[Sequence[int]],
+        before: Progress,
+        value: str,
+        *,
+        loss: float | None = None,
+        norm: float | None = None,
+        dropped: int = 1,
+    ) -> None:
+        self.log.emit(
+            "guard.dropped",
+            step=before.step + dropped,
+            place=place,
+            rows=[document for row in rows for document in row],
+            loss=loss,
+            gradient_norm=norm,
+            value=value,
+            in_a_row=len(before.guard.dropped) + dropped,
+        )
+
+    def _report(self, progress: Progress, clock: Clock) -> Progress:
+        tokens = progress.report_tokens
+        speed = clock.take()
+        self.log.emit(
+            "training.report",
+            step=progress.step,
+            steps=self.plan.steps,
+            update=progress.update,
+            epoch=round(progress.step / self.plan.steps_per_epoch, 3),
+            loss=progress.report_loss / tokens if tokens else None,
+            learning_rate=progress.learning_rate,
+            gradient_norm=progress.gradient_norm,
+            tokens=progress.tokens,
+            tokens_per_second=speed.tokens,
+            steps_per_second=speed.steps,
+            padding=speed.padding,
+            shapes=self.step.shapes,
+            seconds_left=round((self.plan.steps - progress.step) / speed.steps, 1) if speed.steps else None,
+            **memory.usage(),
+        )
+        return progress.after_report()
