@@ -160,10 +160,13 @@ def _measure(step: TrainingStep, inputs: int, count: int, vocabulary: int) -> tu
     numbers = np.repeat(np.arange(1, count + 1, dtype=np.int32), inputs)[None]
     joined = Targets(alone.inputs.reshape(1, -1), alone.rows, alone.tokens, alone.count, numbers, alone.filled)
     times: dict[int, list[float]] = {0: [], 1: []}
+    training = step.model.training
+    step.model.train()  # or the loss would keep all logits
     for _ in range(1 + ROUNDS):  # the first of each is not counted: it may compile
         for index, targets in enumerate((alone, joined)):
             started = time.perf_counter()
             step.micro_batch(targets, mx.random.key(0))
             times[index].append(time.perf_counter() - started)
             step.discard()
+    step.model.train(training)
     return min(times[0][1:]), min(times[1][1:])

@@ -17,7 +17,7 @@ from qlora_engine.job.preflight.batch import Batch
 from qlora_engine.job.preflight.changes import smallest_change
 from qlora_engine.job.preflight.duration import Work, operations, speed_of_earlier, steps_of
 from qlora_engine.job.preflight.judgement import Machine, fit
-from qlora_engine.job.preflight.memory import Estimate, estimate
+from qlora_engine.job.preflight.memory import Estimate, estimate, least_recomputation
 from qlora_engine.job.preflight.shape import ModelShape, ShapeUnknown
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
@@ -101,6 +101,25 @@ def test_the_cpu_keeps_the_attentions_probabilities() -> None:
     assert of(spec, width=4096).parts["activations"] == pytest.approx(
         4 * of(spec, width=1024).parts["activations"], rel=0.6
     )
+
+
+def test_no_more_layers_are_recomputed_than_the_memory_asks_for() -> None:
+    """Recomputation costs a third of the time of each layer; half of them may be enough."""
+    shape, spec = ModelShape.of(QUANTIZED), spec_of(batch_size=4, num_layers=-1)
+    batch = Batch.widest(spec, rows=100, longest=2049, targets=2048, backend="cuda")
+    layers = shape.layers
+
+    def need(again: int) -> float:
+        return estimate(spec, shape, batch.recomputed(again / layers), CUDA, dequantized=False).total
+
+    needs = [need(again) for again in range(layers + 1)]
+    assert needs[0] > needs[layers // 2] > needs[layers - 1]
+    for again in (0, 1, layers // 2, layers - 1):
+        found = least_recomputation(spec, shape, batch, CUDA, dequantized=False, limit=needs[again])
+        assert found <= again
+        assert needs[found] <= needs[again]
+        assert found == 0 or needs[found - 1] > needs[again]
+    assert least_recomputation(spec, shape, batch, CUDA, dequantized=False, limit=1e6) == layers
 
 
 def test_changes_are_tried_from_the_cheapest_on() -> None:

@@ -18,7 +18,8 @@ from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
-from qlora_engine.training import checkpoint
+from qlora_engine.training import checkpoint, choices
+from qlora_engine.training.measured import Measured
 from qlora_engine.training.run import Outcome, train
 from qlora_engine.training.step import MicroBatch, TrainingStep
 from qlora_engine.training.stop import StopRequest
@@ -54,14 +55,14 @@ class Run:
         self.job = ResolvedJob(spec=spec, model_path=str(model), data=check_folder(data, spec))
         self.job.store(self.folder.spec)
 
-    def go(self, attempt: int = 0, **changed: Any) -> Outcome:
+    def go(self, attempt: int = 0, known: Measured | None = None, **changed: Any) -> Outcome:
         """One process's part, with some of the job's keys changed."""
         self.events.clear()
         self.stop = StopRequest()
         job = self.job.model_copy(update={"spec": self.job.spec.model_copy(update=changed)})
         quiet = EventLog([])
         log = EventLog([self.events.append])
-        return train(job, self.folder, attempt=attempt, log=log, metrics=quiet, stop=self.stop)
+        return train(job, self.folder, attempt=attempt, log=log, metrics=quiet, stop=self.stop, known=known)
 
     def said(self, name: str) -> list[Event]:
         return [event for event in self.events if event["event"] == name]
@@ -196,6 +197,58 @@ def test_data_that_changed_after_the_job_was_accepted_is_refused_or_starts_over(
     assert fresh.go() is Outcome.DONE
     assert same(run.adapters, fresh.adapters)
     assert not same(run.adapters, first)
+
+
+def test_a_run_that_is_short_of_memory_recomputes_layers_and_learns_the_same(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as the limit asks for, and as many again when it is resumed, whatever the limit is then."""
+    model = tiny.make_model(tmp_path / "model", layers=3)
+    keys = {"iters": 6, "optimizer": "sgd", "learning_rate": 0.05, "save_every": 2, "num_layers": 2}
+    plain = Run(tmp_path / "plain", model, data, **keys)
+    assert plain.go() is Outcome.DONE
+    assert not plain.said("recomputation.chosen")
+    run = Run(tmp_path / "run", model, data, **keys, memory={"limit_gb": 1e-4})
+    recomputed: list[int] = []
+    monkeypatch.setattr(choices, "checkpoint_layers", lambda layers: recomputed.append(len(layers)))
+    assert run.go() is Outcome.DONE
+    (event,) = run.said("recomputation.chosen")
+    assert (event["layers"], event["of"], recomputed) == (2, 2, [2])
+    monkeypatch.undo()
+    again = Run(tmp_path / "again", model, data, **keys, memory={"limit_gb": 1e-4})
+    assert again.go() is Outcome.DONE
+    for name, array in plain.adapters.items():
+        np.testing.assert_allclose(np.array(again.adapters[name]), np.array(array), atol=1e-5, err_msg=name)
+    assert json.loads(run.folder.runtime.read_bytes())["chosen"]["recomputed"] == 2
+
+
+def test_what_a_run_has_chosen_it_keeps(tmp_path: Path, model: Path, data: Path) -> None:
+    """Another layout would round differently, and a resumed run would end with other weights."""
+    run = Run(tmp_path / "run", model, data, iters=4, save_every=2)
+    assert run.go() is Outcome.DONE
+    (event,) = run.said("packing.chosen")
+    chosen = json.loads(run.folder.runtime.read_bytes())["chosen"]["packing"]
+    assert chosen["joined"] == event["joined"]
+    assert run.go() is Outcome.DONE
+    assert not run.said("packing.chosen")
+
+
+def test_what_a_wide_row_costs_is_measured_once_and_disturbs_nothing(tmp_path: Path, model: Path) -> None:
+    """A long run measures at its start; the next like it on this machine remembers, and both learn the same."""
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [json.dumps({"text": "abcd " * (2 + row % 2 if row % 4 else 15)}) for row in range(24)]
+    (data / "train.jsonl").write_text("\n".join(rows) + "\n")
+    keys = {"iters": 100, "val_batches": 0, "optimizer": "sgd", "lora_parameters": {"rank": 4, "dropout": 0.1}}
+    found = []
+    for name in ("first", "second"):
+        run = Run(tmp_path / name, model, data, **keys)
+        assert run.go(known=Measured(tmp_path / "measured.json")) is Outcome.DONE
+        (event,) = run.said("packing.chosen")
+        assert (event["joined"], event["why"]) == (True, "as measured")
+        found.append((event["seconds_alone"], event["seconds_joined"], run.adapters))
+    assert found[0][:2] == found[1][:2]
+    assert same(found[0][2], found[1][2])
 
 
 def test_a_run_that_runs_out_of_memory_ends_with_the_same_adapters(
