@@ -20,11 +20,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/qlora demo
 
-# Files are dealt to this many processes; the tests of one file stay together.
+# Files are dealt to this many processes, the long ones first; the tests of one file stay together.
 JOBS ?= 2
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest tests/unit

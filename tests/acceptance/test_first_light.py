@@ -144,7 +144,7 @@ def test_jobs_run_one_at_a_time_and_the_urgent_number_goes_first(daemon: Daemon,
     daemon.wait_for_state("first", State.RUNNING, seconds=30.0)
     for name, priority in (("later", 0), ("sooner", 5)):
         drop(daemon, job_folder(tmp_path, name, model, iters=4, priority=priority))
-        daemon.wait_for_state(name, State.QUEUED, seconds=15.0)
+        daemon.wait_for_state(name, State.QUEUED, seconds=30.0)
     for name in ("first", "sooner", "later"):
         assert daemon.wait_for_state(name, State.DONE, State.FAILED, seconds=DONE_SECONDS).state is State.DONE
     spans = {}

@@ -65,7 +65,7 @@ def _drop_short_example(daemon: Daemon) -> None:
     job = {
         "name": "sql-assistant", "model": "smollm2", "data": "data", "mask_prompt": True, "iters": 14,
         "batch_size": 4, "num_layers": 8, "learning_rate": 1e-3, "val_batches": -1, "save_every": 14, "seed": 7,
-        "steps_per_eval": 14,
+        "steps_per_eval": 14, "samples": 0,
     }  # fmt: skip
     (hidden / "job.yaml").write_text(json.dumps(job))
     hidden.rename(daemon.home.jobs / Path("sql"))
