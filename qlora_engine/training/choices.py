@@ -76,15 +76,18 @@ class Choices:
         return runtime.record(self.run, found, "products", choice.as_json())
 
     def recomputation(self, found: Runtime, base: Base, plan: Plan, limits: Limits) -> Runtime:
-        """Have as few layers computed again as the memory allows, where the job leaves that open."""
+        """Have as few layers computed again as the memory allows, where the job leaves that open.
+
+        A resumed run computes no fewer again than before, but more if it may use less.
+        """
         layers = base.model.layers[-self.spec.num_layers if self.spec.num_layers > 0 else 0 :]
-        if "recomputed" not in found.chosen:
-            again = self._least_recomputation(found, base, plan, limits)
-            if again:
-                limit = None if limits.limit is None else round(limits.limit / GIGA, 3)
-                self.log.emit("recomputation.chosen", layers=again, of=len(layers), limit_gb=limit)
+        before = found.chosen.get("recomputed", 0)
+        again = max(before, self._least_recomputation(found, base, plan, limits))
+        if again > before:
+            limit = None if limits.limit is None else round(limits.limit / GIGA, 3)
+            self.log.emit("recomputation.chosen", layers=again, of=len(layers), limit_gb=limit)
             found = runtime.record(self.run, found, "recomputed", again)
-        checkpoint_layers(layers[: found.chosen["recomputed"]])
+        checkpoint_layers(layers[:again])
         return found
 
     def _least_recomputation(self, found: Runtime, base: Base, plan: Plan, limits: Limits) -> int:
@@ -100,8 +103,9 @@ class Choices:
 
     def packing(self, found: Runtime, base: Base, plan: Plan, step: TrainingStep) -> tuple[Runtime, Packing]:
         """How documents are laid out in rows."""
-        if "packing" in found.chosen:
-            return found, packing_choice.recorded(found.chosen["packing"], plan, found.backend)
+        before = packing_choice.recorded(found.chosen.get("packing"), self.spec.packing, plan, found.backend)
+        if before is not None:
+            return found, before
         about = {
             **_about(found),
             "config": json.dumps(base.config, sort_keys=True, default=str),
@@ -121,7 +125,7 @@ class Choices:
             known=self.known,
         )
         self.log.emit("packing.chosen", **choice.as_event())
-        return runtime.record(self.run, found, "packing", choice.as_json()), choice.packing
+        return runtime.record(self.run, found, "packing", choice.as_json(self.spec.packing)), choice.packing
 
     def _room(self, found: Runtime, base: Base, plan: Plan, limits: Limits) -> float:
         """Bytes that the job leaves; none where its need is not known."""

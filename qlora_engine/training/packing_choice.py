@@ -54,13 +54,15 @@ class Choice:
             "seconds_joined": self.seconds_joined,
         }
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, asked: str) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"joined": self.packing.joined, "attention": self.packing.attention}
+        return {"asked": asked, "joined": self.packing.joined, "attention": self.packing.attention}
 
 
-def recorded(value: dict[str, Any], plan: Plan, backend: str) -> Packing:
-    """The packing that an earlier process of the run has chosen, by `Choice.as_json`."""
+def recorded(value: dict[str, Any] | None, asked: str, plan: Plan, backend: str) -> Packing | None:
+    """The packing that an earlier process of the run has chosen; None if it has not, or the job asks for another."""
+    if value is None or value["asked"] != asked:
+        return None
     return _packing(plan, backend, joined=value["joined"], attention=value["attention"])
 
 
@@ -102,12 +104,11 @@ def choose(
         return Choice(alone, f"the model cannot: {why_not}", saved)
     if asked == "on":
         return Choice(joined, "the job says so", saved)
-    inputs = int(np.median(first_inputs(plan)))
+    inputs = row_width(int(np.median(first_inputs(plan))), GRID[backend])  # so that like jobs ask the same
     count = min(MEASURED, joined.widest // inputs)
     if plan.steps < LONG_ENOUGH or count < 2:
         packing = _packing(plan, backend, joined=True, attention=ATTENTION[backend])
         return Choice(packing, "as on other machines, the run being short or its documents long", saved)
-    inputs = row_width(inputs, GRID[backend])  # so that like jobs ask the same
     question = {"what": "rows of documents", "inputs": inputs, "count": count, **about}
     alone_s, joined_s = known.answer(question) or _measure(step, inputs, count, vocabulary)
     known.note(question, (alone_s, joined_s))

@@ -17,7 +17,7 @@ from qlora_engine.job.errors import DataRejected, OutOfMemory
 from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.resolved import ResolvedJob
-from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.spec import JobSpec, Memory
 from qlora_engine.training import checkpoint, choices
 from qlora_engine.training.measured import Measured
 from qlora_engine.training.run import Outcome, train
@@ -202,7 +202,7 @@ def test_data_that_changed_after_the_job_was_accepted_is_refused_or_starts_over(
 def test_a_run_that_is_short_of_memory_recomputes_layers_and_learns_the_same(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many as the limit asks for, and as many again when it is resumed, whatever the limit is then."""
+    """As many as the limit asks for, and no fewer when it is resumed with a higher one."""
     model = tiny.make_model(tmp_path / "model", layers=3)
     keys = {"iters": 6, "optimizer": "sgd", "learning_rate": 0.05, "save_every": 2, "num_layers": 2}
     plain = Run(tmp_path / "plain", model, data, **keys)
@@ -214,6 +214,9 @@ def test_a_run_that_is_short_of_memory_recomputes_layers_and_learns_the_same(
     assert run.go() is Outcome.DONE
     (event,) = run.said("recomputation.chosen")
     assert (event["layers"], event["of"], recomputed) == (2, 2, [2])
+    assert run.go(memory=Memory()) is Outcome.DONE
+    assert recomputed == [2, 2]
+    assert not run.said("recomputation.chosen")
     monkeypatch.undo()
     again = Run(tmp_path / "again", model, data, **keys, memory={"limit_gb": 1e-4})
     assert again.go() is Outcome.DONE
@@ -231,6 +234,9 @@ def test_what_a_run_has_chosen_it_keeps(tmp_path: Path, model: Path, data: Path)
     assert chosen["joined"] == event["joined"]
     assert run.go() is Outcome.DONE
     assert not run.said("packing.chosen")
+    assert run.go(packing="off", on_change="restart") is Outcome.DONE
+    assert run.said("training.restarted")
+    assert [event["why"] for event in run.said("packing.chosen")] == ["the job says so"]
 
 
 def test_what_a_wide_row_costs_is_measured_once_and_disturbs_nothing(tmp_path: Path, model: Path) -> None:
