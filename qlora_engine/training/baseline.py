@@ -99,6 +99,7 @@ def main() -> int:
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # mlx_lm prints a table and a bar
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # or what it printed would follow its error
     observe(Taken(ResolvedJob.load(arguments.spec)), output)
     sys.argv = ["mlx_lm.lora", "--config", arguments.config]
     lora.main()

@@ -76,6 +76,9 @@ def service_memory(daemon: Daemon, count: int, **keys: Any) -> list[dict[str, in
 
 
 def growth_of_service(found: Sequence[Mapping[str, int]], after: int = 2) -> dict[str, float]:
-    """How far the memory of each was ever over what it was after so many jobs, as a share of that."""
-    base, later = found[after - 1], found[after:]
-    return {of: round(max(each[of] for each in later) / base[of] - 1, 4) for of in base}
+    """How much more each holds at the end than after so many jobs, as a share of that.
+
+    The least after one of the last three jobs counts: what is needed while an event is read is not left behind.
+    """
+    base, last = found[after - 1], found[max(after, len(found) - 3) :]
+    return {of: round(min(each[of] for each in last) / base[of] - 1, 4) for of in base}
