@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 
-def make_job(folder: Path, arguments: argparse.Namespace) -> Path:
+def make_job(folder: Path, model: Path, arguments: argparse.Namespace) -> Path:
     """A job whose rows have `width` inputs, all of them or at most."""
     data = folder / "data"
     data.mkdir()
@@ -37,7 +37,7 @@ def make_job(folder: Path, arguments: argparse.Namespace) -> Path:
     rows = (json.dumps({"text": "".join(draw.choices(letters, k=length))}) for length in lengths)
     (data / "train.jsonl").write_text("\n".join(rows) + "\n")
     job = {
-        "model": str(folder / "model"), "data": str(data), "optimizer": "adamw", "num_layers": -1,
+        "model": str(model), "data": str(data), "optimizer": "adamw", "num_layers": -1,
         "lora_parameters": {"rank": arguments.rank, "scale": 2.0, "dropout": 0.0},
         "batch_size": arguments.rows, "grad_accumulation_steps": arguments.accumulation,
         "iters": arguments.iters, "steps_per_report": max(1, arguments.iters // 3),
@@ -76,8 +76,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The last report of a run."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        make_model(folder / "model", arguments.shape)
-        job = make_job(folder, arguments)
+        model = arguments.model or folder / "model"
+        if not model.exists():
+            make_model(model, arguments.shape)
+        job = make_job(folder, model, arguments)
         run = [sys.executable, "-m", "qlora_engine", str(job), "--run", str(folder / "run"), "--json"]
         result = subprocess.run(run, env=_environment(folder), capture_output=True, text=True, check=False)
         events = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
@@ -98,7 +100,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "shapes",
     )
     found = {key: reports[-1][key] for key in kept}
-    return {"trainer": "qlorad engine", **vars(arguments), **found, "phases": phases, "chosen": chosen}
+    asked = {**vars(arguments), "model": None}
+    return {"trainer": "qlorad engine", **asked, **found, "phases": phases, "chosen": chosen}
 
 
 def _environment(home: Path | None = None) -> dict[str, str]:
@@ -112,6 +115,7 @@ def _environment(home: Path | None = None) -> dict[str, str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="smollm2-135m")
+    parser.add_argument("--model", type=Path, help="a folder to keep the model in, for several runs")
     parser.add_argument("--width", type=int, default=512, help="inputs a row")
     parser.add_argument("--rows", type=int, default=1, help="rows a micro-batch")
     parser.add_argument("--accumulation", type=int, default=1)

@@ -84,6 +84,10 @@ def lora(rank: int, dropout: float = 0.0) -> dict[str, Any]:
 
 RECOMPUTED = {"grad_checkpoint": True}
 ACCUMULATED = {"grad_accumulation_steps": 3}
+WITHIN_6 = {"batch_size": 1, "grad_accumulation_steps": 2, **RECOMPUTED, "memory": {"limit_gb": 6.0}}
+WITHIN_8 = {"batch_size": 1, **RECOMPUTED, "memory": {"limit_gb": 8.0}}
+WITHIN_10 = {"batch_size": 4, **RECOMPUTED, "memory": {"limit_gb": 10.0}}
+WITHIN_12 = {"batch_size": 1, **RECOMPUTED, "memory": {"limit_gb": 12.0}}
 CASES: dict[str, list[Case]] = {
     "cpu": [
         Case("135M, 16 layers", SMALL, {"num_layers": 16, "batch_size": 2}),
@@ -111,8 +115,12 @@ CASES: dict[str, list[Case]] = {
         Case("7B, 2048 × 1", SEVEN, {"batch_size": 1, "lora_parameters": lora(16)}, 2049),
         Case("7B, 512 × 1, checkpointed", SEVEN, {"batch_size": 1, **RECOMPUTED, "lora_parameters": lora(16)}, 513),
         Case("7B, 2048 × 4, checkpointed", SEVEN, {"batch_size": 4, **RECOMPUTED, "lora_parameters": lora(16)}, 2049),
+        Case("7B, 512 × 1 × 2, checkpointed, in 6 GB", SEVEN, {**WITHIN_6, "lora_parameters": lora(16)}, 513),
+        Case("7B, 2048 × 4, checkpointed, in 10 GB", SEVEN, {**WITHIN_10, "lora_parameters": lora(16)}, 2049),
         Case("8B, 1024 × 2, 16 layers", EIGHT, {"num_layers": 16, "batch_size": 2, "lora_parameters": lora(32)}, 1025),
         Case("8B, 4096 × 1, checkpointed", EIGHT, {"batch_size": 1, **RECOMPUTED, "lora_parameters": lora(32)}, 4097),
+        Case("8B, 12000 × 1, checkpointed, in 12 GB", EIGHT, {**WITHIN_12, "lora_parameters": lora(32)}, 12001),
+        Case("8B, 3000 × 1, checkpointed, in 8 GB", EIGHT, {**WITHIN_8, "lora_parameters": lora(32)}, 3001),
     ],
 }  # fmt: skip
 CASES["metal"] = CASES["cuda"]
@@ -150,6 +158,10 @@ def run_case(case: Case, backend: str, seconds: float) -> dict[str, Any]:
         config = make_model(folder / "model", case)
         make_rows(folder / "data", case.length)
         job = {**case.job, **spec, "model": str(folder / "model"), "data": str(folder / "data")}
+        if not backend.startswith("cpu") and "memory" not in job:
+            # Room for what the estimate says and no more, which training would use to be faster.
+            need = estimate_of({"case": asdict(case), "backend": backend, "config": config, "dequantized": False})
+            job["memory"] = {"limit_gb": round(1.3 * need.total / GIGA, 2)}
         (folder / "job.json").write_text(json.dumps(job))
         events = list(_train(folder, backend, seconds))
     done = [event for event in events if event.get("event") == "training.report"]

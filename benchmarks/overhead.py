@@ -2,8 +2,8 @@
 
     python benchmarks/overhead.py job.yaml
 
-Trains the job through the engine in this process and times every call of the step (gradients of a batch, update),
-each of which ends when its numbers are there. What the wall clock shows beyond their sum, from the end of the first
+Trains the job through the engine in this process and times every call of the step: a batch and an update, from being
+begun to when their numbers are there. What the wall clock shows beyond their sum, from the end of the first
 optimizer steps to the end of the last, is overhead. Set `val_batches: 0`, or validation is counted as overhead.
 """
 
@@ -53,14 +53,18 @@ class Stopwatch:
 
 def measure(job_file: Path) -> dict[str, Any]:
     """Train and compare."""
+    from qlora_engine.training.results import StartedMicroBatch, StartedUpdate  # noqa: PLC0415
     from qlora_engine.training.run import train  # noqa: PLC0415  # after the environment is settled
     from qlora_engine.training.step import TrainingStep  # noqa: PLC0415
     from qlora_engine.training.stop import StopRequest  # noqa: PLC0415
 
     watch = Stopwatch()
-    steps: Any = TrainingStep
-    steps.micro_batch = watch.timed(steps.micro_batch, ends_window=False)
-    steps.update = watch.timed(steps.update, ends_window=True)
+    parts: list[tuple[Any, str]] = [
+        (TrainingStep, "start"), (StartedMicroBatch, "result"),
+        (TrainingStep, "start_update"), (StartedUpdate, "result"),
+    ]  # fmt: skip
+    for kind, name in parts:
+        setattr(kind, name, watch.timed(getattr(kind, name), ends_window=kind is StartedUpdate))
     job = examine(job_file, home=EngineSettings.read().folders.path, base=job_file.absolute().parent)
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))

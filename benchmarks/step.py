@@ -21,9 +21,12 @@ from mlx_lm.models import llama
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
+from qlora_engine.job.preflight.batch import GRID
 from qlora_engine.training.device import on_cpu
 from qlora_engine.training.dropout import DropoutKey
 from qlora_engine.training.frozen import Ways, keep_dequantized, quantized_layers, use
+from qlora_engine.training.gated import replace_gated
+from qlora_engine.training.lowrank import replace_lora
 from qlora_engine.training.model import activation_type, replace_quantized
 from qlora_engine.training.recompute import checkpoint_layers
 from qlora_engine.training.step import TrainingStep
@@ -69,14 +72,16 @@ def model_of(shape: str, rank: int, *, recompute: bool, product: str) -> nn.Modu
         if product == "dequantized":
             use(layer, Ways("dequantized", "dequantized"))
     linear_to_lora_layers(model, len(model.layers), {"rank": rank, "scale": 2.0, "dropout": 0.0})
+    replace_lora(model)
+    replace_gated(model)
     if recompute:
         checkpoint_layers(model.layers)
     model.train()
     return model
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second and peak memory of the step."""
+def prepared(arguments: argparse.Namespace) -> tuple[TrainingStep, Targets]:
+    """The step, and the micro-batch that it is timed on."""
     maybe_set_recommended_wired_limit()
     mx.random.seed(0)
     if arguments.limit_gb:
@@ -87,7 +92,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         model, optim.AdamW(1e-5), activations=activation_type(model), dropout=dropout, compiled=not on_cpu(),
     )  # fmt: skip
     shape = (arguments.rows, arguments.width + 1)
-    targets = Targets.of(np.random.default_rng(0).integers(5, 32000, shape), np.ones(shape, bool))
+    return step, Targets.of(
+        np.random.default_rng(0).integers(5, 32000, shape), np.ones(shape, bool), GRID["cpu" if on_cpu() else "cuda"]
+    )
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second and peak memory of the step."""
+    step, targets = prepared(arguments)
     mx.reset_peak_memory()
     times = []
     for _ in range(arguments.steps):
@@ -106,8 +118,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments_of(description: str | None) -> argparse.ArgumentParser:
+    """What a micro-batch is made of, on the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--width", type=int, default=512, help="inputs a row")
     parser.add_argument("--rows", type=int, default=1, help="rows a micro-batch")
@@ -115,5 +128,10 @@ if __name__ == "__main__":
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing of every layer")
     parser.add_argument("--product", choices=["quantized", "dequantized", "kept"], default="quantized")
     parser.add_argument("--limit-gb", type=float, default=None, help="MLX's memory limit, 10^9 bytes")
+    return parser
+
+
+if __name__ == "__main__":
+    parser = arguments_of(__doc__)
     parser.add_argument("--steps", type=int, default=12)
     print(json.dumps(measure(parser.parse_args())))

@@ -16,6 +16,11 @@ def on_cpu() -> bool:
     return bool(mx.default_device() == mx.Device(mx.DeviceType.cpu, 0))
 
 
+def on_cuda() -> bool:
+    """MLX computes on an NVIDIA GPU."""
+    return not on_cpu() and not mx.metal.is_available()
+
+
 def exp(x: mx.array) -> mx.array:
     """e to the power of x, float32.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from qlora_engine.job.preflight.batch import Grid
 from qlora_engine.training.batches import evaluation_batches
 from qlora_engine.training.data import Document
 from qlora_engine.training.documents import lengths_of
@@ -43,7 +44,7 @@ def evaluate(
     *,
     rows: int,
     longest: int,
-    grid: int,
+    grid: Grid,
     at_once: int,
     seed: int,
     stop: StopRequest,
@@ -54,13 +55,14 @@ def evaluate(
     Args:
         rows: how many, or -1 for all of them.
         longest: tokens that no row exceeds.
-        grid: row widths are multiples of it.
+        grid: the widths that rows may have.
         at_once: rows of one computation.
         seed: draws the rows when not all are taken.
         beat: called after each computation.
     """
     loss, tokens, evaluated = 0.0, 0, 0
-    alone = Packing(joined=False, grid=grid, attention=math.inf, longest=longest - 1, widest=longest - 1)
+    widest = grid.width(max(1, longest - 1))
+    alone = Packing(joined=False, grid=grid, attention=math.inf, longest=widest, widest=widest)
     model = step.sync_model()
     model.eval()
     try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import mlx.core as mx
 from mlx import nn
+
+from qlora_engine.training.unpack import unpack
 
 Way = Literal["quantized", "dequantized"]
 
@@ -64,6 +67,22 @@ class FrozenLinear(nn.QuantizedLinear):
             return self._multiplied(cotangent, transpose=False)
         return cotangent @ self._matrix(cotangent)
 
+    def for_several(self, after: mx.array) -> Callable[[mx.array], mx.array]:
+        """The layer for several products: a matrix that they dequantize is dequantized once for all of them.
+
+        Args:
+            after: what is there before the first of them.
+        """
+        if self.ways != Ways("dequantized", "dequantized"):
+            return self
+        matrix = self._matrix(after)
+
+        def product(x: mx.array) -> mx.array:
+            y = x @ matrix.T
+            return y + self.bias if "bias" in self else y
+
+        return product
+
     def _multiplied(self, x: mx.array, *, transpose: bool = True) -> mx.array:
         return mx.quantized_matmul(
             x, self.weight, self.scales, self.get("biases"), transpose, self.group_size, self.bits, self.mode
@@ -78,9 +97,21 @@ class FrozenLinear(nn.QuantizedLinear):
         biases = self.get("biases")  # mxfp4 and nvfp4 have none
         parts: list[mx.array] = [self.weight, self.scales] + ([] if biases is None else [biases])
         weight, scales, *biases = mx.depends(parts, [after])
-        return mx.dequantize(
-            weight, scales, biases[0] if biases else None, self.group_size, self.bits, self.mode, dtype=after.dtype
-        )
+        found = (weight, scales, biases[0] if biases else None)
+        return unpack(found, self.group_size, self.bits, self.mode, after.dtype)
+
+
+def forward(layer: nn.Linear | FrozenLinear, x: mx.array) -> mx.array:
+    """What a frozen layer maps x to, for a caller that computes the gradient itself."""
+    if not isinstance(layer, FrozenLinear):
+        return layer(x)
+    y = layer.forward(x)
+    return y + layer.bias if "bias" in layer else y
+
+
+def backward(layer: nn.Linear | FrozenLinear, cotangent: mx.array) -> mx.array:
+    """The vector-Jacobian product of a frozen layer."""
+    return layer.backward(cotangent) if isinstance(layer, FrozenLinear) else cotangent @ layer.weight
 
 
 def dequantized(layer: nn.QuantizedLinear, kind: mx.Dtype) -> nn.Linear:
@@ -90,9 +121,8 @@ def dequantized(layer: nn.QuantizedLinear, kind: mx.Dtype) -> nn.Linear:
         kind: type of the matrix.
     """
     made = nn.Linear(1, 1, bias="bias" in layer)
-    made.weight = mx.dequantize(
-        layer.weight, layer.scales, layer.get("biases"), layer.group_size, layer.bits, layer.mode, dtype=kind
-    )
+    parts = (layer.weight, layer.scales, layer.get("biases"))
+    made.weight = unpack(parts, layer.group_size, layer.bits, layer.mode, kind)
     if "bias" in layer:
         made.bias = layer.bias
     mx.eval(made.weight)

@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from qlora_engine.training import unpack
 from qlora_engine.training.frozen import FrozenLinear, Ways, dequantized, keep_dequantized, quantized_layers, use
 from qlora_engine.training.measured import Measured
 
@@ -139,6 +140,7 @@ def choose(model: nn.Module, timings: Mapping[Shape, Timing], kind: mx.Dtype, ro
 
 def apply(model: nn.Module, choice: Choice, kind: mx.Dtype) -> None:
     """Have the model's quantized layers multiply as chosen. Layers of a shape that was not measured stay."""
+    unpack.works()  # it computes something, which is not for the middle of a step that is being compiled
     if choice.kept:
         keep_dequantized(model, kind)
         return

@@ -1,20 +1,31 @@
-"""Feed-forward parts gated by SiLU, computed on the CPU without MLX's slow sigmoid (SwiGLU; Shazeer 2020)."""
+"""Feed-forward parts gated by SiLU, without what MLX's own graph of them costs (SwiGLU; Shazeer 2020).
+
+On the CPU that is its slow sigmoid. On a GPU it is memory: of the arrays as wide as the part the gate and what it
+gates are kept for the backward pass, where they were five.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 
+from qlora_engine.job.preflight.batch import CHUNK
+from qlora_engine.training.chunks import in_chunks
 from qlora_engine.training.device import SLOW_EXP, exp, on_cpu
+from qlora_engine.training.frozen import FrozenLinear
+from qlora_engine.training.lowrank import LowRank, of_parts, with_parts
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
-TOLERANCE = 1e-4  # of the largest output; other activation functions are further off
+# Of the largest output, where the gate is some units wide: other activation functions are further off.
+TOLERANCE = {mx.float32: 1e-4, mx.bfloat16: 2e-2, mx.float16: 4e-3}
+SPREAD = 2.0  # of the gate
 
 
 def silu_times(gate: mx.array, up: mx.array) -> mx.array:
-    """silu(gate) × up, in float32.
+    """silu(gate) × up, in float32, for the CPU.
 
     Args:
         gate, up: float32, of one shape.
@@ -43,42 +54,137 @@ def _sigmoid(x: mx.array) -> mx.array:
     return 1 / (1 + exp(-x))
 
 
-def replace_gated(model: nn.Module) -> int:
-    """Have every feed-forward part that is gated by SiLU use `silu_times`; how many there are.
+def fused_silu_times(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) × up in one kernel where MLX compiles, computed in float32; keeps its inputs alone.
 
-    Only where it is faster, which is on x86 CPUs, and only a part whose result stays the same. The objects get a
-    subclass of their class; names and parameters stay as they are.
+    Args:
+        gate, up: of one shape and type, which the result has too.
     """
-    if not (on_cpu() and SLOW_EXP):
+
+    @mx.custom_function
+    def product(gate: mx.array, up: mx.array) -> mx.array:
+        return _silu_times(gate, up)
+
+    @product.vjp
+    def backward(
+        primals: tuple[mx.array, mx.array], cotangent: mx.array, _output: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        return _gradients(*primals, cotangent)
+
+    result: Any = product(gate, up)
+    y: mx.array = result
+    return y
+
+
+def gated_down(down: LowRank, gate: mx.array, up: mx.array) -> mx.array:
+    """down(silu(gate) × up), whose product is made again in the backward pass rather than kept.
+
+    Args:
+        down: its input is not dropped out.
+        gate, up: (..., D), of one type.
+    """
+    a, b = down.lora_a.astype(gate.dtype), down.scaled_b(gate.dtype)
+    layer: nn.Linear | FrozenLinear = down.linear
+
+    @mx.custom_function
+    def product(gate: mx.array, up: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
+        return with_parts(layer, _silu_times(gate, up), a, b)
+
+    @product.vjp
+    def backward(
+        primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+    ) -> tuple[mx.array, ...]:
+        (gate, up, a, b), cotangent, inner = primals, cotangents[0], outputs[1]
+        # Tied to the cotangent, or it would be the forward pass's product, and be kept.
+        x = _silu_times(*mx.depends([gate, up], [cotangent]))
+        of_x, of_a, of_b = of_parts(layer, x, inner, (a, b), cotangent)
+        return *_gradients(gate, up, of_x), of_a, of_b
+
+    result: Any = product(gate, up, a, b)
+    y: mx.array = result[0]
+    return y
+
+
+def _silu_times(gate: mx.array, up: mx.array) -> mx.array:
+    wide = gate.astype(mx.float32)
+    return (wide * mx.sigmoid(wide) * up.astype(mx.float32)).astype(gate.dtype)
+
+
+def _gradients(gate: mx.array, up: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
+    """One kernel each: tied to different arrays they share nothing, and a shared sigmoid would be written and read."""
+    again, up = mx.depends([gate, up], [cotangent])
+    of_gate = _of_gate(again, up, cotangent)
+    gate, cotangent = mx.depends([gate, cotangent], [of_gate])
+    return of_gate, _silu_times(gate, cotangent)
+
+
+def _of_gate(gate: mx.array, up: mx.array, cotangent: mx.array) -> mx.array:
+    wide = gate.astype(mx.float32)
+    share = mx.sigmoid(wide)
+    slope = share + wide * share * (1 - share)
+    return (cotangent.astype(mx.float32) * up.astype(mx.float32) * slope).astype(gate.dtype)
+
+
+def replace_gated(model: nn.Module) -> int:
+    """Have every feed-forward part that is gated by SiLU use the functions above; how many there are.
+
+    Only where they are better, which on the CPU is x86, and only a part whose result stays the same. The objects get
+    a subclass of their class; names and parameters stay as they are.
+    """
+    if on_cpu() and not SLOW_EXP:
         return 0
     found = [module for _, module in model.named_modules() if all(part in module for part in PARTS)]
     same = [_same(module) for module in found]
     mx.eval(same)
     chosen = [module for module, agrees in zip(found, same, strict=True) if agrees]
     for module in chosen:
-        if isinstance(module, _Gated):
+        if isinstance(module, Gated):
             continue
-        module.__class__ = type(f"Gated{type(module).__name__}", (_Gated, type(module)), {})
+        module.__class__ = type(f"Gated{type(module).__name__}", (Gated, type(module)), {})
     return len(chosen)
 
 
-class _Gated(nn.Module):
-    """Put before a feed-forward part's class."""
+class Gated(nn.Module):
+    """Put before a feed-forward part's class.
+
+    Attributes:
+        recomputed: its layer keeps its input alone, to need little memory: then so does this part, for a chunk of the
+            positions at a time.
+    """
+
+    recomputed = False
 
     def __call__(self, x: mx.array) -> mx.array:
-        return _gated(self, x)
+        """Map (..., D) to (..., D)."""
+        many = self.recomputed and math.prod(x.shape[:-1]) > 2 * CHUNK
+        drops = any(isinstance(self[part], LowRank) and self[part].drops for part in PARTS)
+        return in_chunks(_gated, self, x, CHUNK) if many and not drops else _gated(self, x)
 
 
 def _gated(module: nn.Module, x: mx.array) -> mx.array:
-    result: mx.array = module.down_proj(silu_times(module.gate_proj(x), module.up_proj(x)))
+    gate, up, down = module.gate_proj(x), module.up_proj(x), module.down_proj
+    if on_cpu():
+        result: mx.array = down(silu_times(gate, up))
+    elif isinstance(down, LowRank) and not down.drops:
+        result = gated_down(down, gate, up)
+    else:
+        result = down(fused_silu_times(gate, up))
     return result
 
 
 def _same(module: nn.Module) -> mx.array:
     """Whether a part computes what the names of its layers suggest, bool ()."""
-    inner = [layer for _, layer in module.gate_proj.named_modules() if type(layer) is nn.Linear]
-    if len(inner) != 1 or inner[0].weight.dtype != mx.float32:
+    inner = [
+        layer for _, layer in module.gate_proj.named_modules() if isinstance(layer, nn.Linear | nn.QuantizedLinear)
+    ]
+    if len(inner) != 1:
         return mx.array(False)
-    x = mx.random.normal((4, inner[0].weight.shape[1]), key=mx.random.key(0))
-    theirs = module(x)
-    return mx.abs(_gated(module, x) - theirs).max() <= TOLERANCE * mx.abs(theirs).max()
+    layer = inner[0]
+    kind = layer.scales.dtype if isinstance(layer, nn.QuantizedLinear) else layer.weight.dtype
+    if kind not in TOLERANCE or (on_cpu() and kind != mx.float32):
+        return mx.array(False)
+    width = layer.weight.shape[1] * (32 // layer.bits if isinstance(layer, nn.QuantizedLinear) else 1)
+    x = mx.random.normal((4, width), key=mx.random.key(0))
+    x = (x * (SPREAD / mx.std(module.gate_proj(x.astype(kind)).astype(mx.float32)))).astype(kind)
+    theirs = module(x).astype(mx.float32)
+    return mx.abs(_gated(module, x).astype(mx.float32) - theirs).max() <= TOLERANCE[kind] * mx.abs(theirs).max()

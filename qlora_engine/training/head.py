@@ -13,6 +13,7 @@ from mlx import nn
 from mlx_lm.tuner.dora import DoRAEmbedding
 from mlx_lm.tuner.lora import LoRAEmbedding
 
+from qlora_engine.training.frozen import FrozenLinear
 from qlora_engine.training.loss import projected_loss, summed_loss, trained_loss
 from qlora_engine.training.segments import Segments
 from qlora_engine.training.tree import flat
@@ -62,8 +63,10 @@ class Head:
             with self._as(_Mode.SKIP):
                 hidden = self._run(inputs, caches)
             assert self._project is not None  # noqa: S101  # the layer was called: it was found by its being called
+            frozen = isinstance(self._layer, FrozenLinear)
+            project = self._layer.for_several(hidden) if frozen else self._project
             of_rows = trained_loss if self._model.training else projected_loss
-            return of_rows(self._project, hidden[0], targets, valid, self._width)
+            return of_rows(project, hidden[0], targets, valid, self._width)
         with self._as(_Mode.ROWS):
             logits = self._run(inputs, caches)
         return summed_loss(logits[0], targets, valid)

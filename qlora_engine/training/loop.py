@@ -15,7 +15,8 @@ from qlora_engine.training.evaluate import Evaluation, evaluate
 from qlora_engine.training.guard import MAX_DROPPED, MAX_ROLLBACKS
 from qlora_engine.training.prefetch import ahead
 from qlora_engine.training.progress import Progress
-from qlora_engine.training.trainer import Prepared, Trainer
+from qlora_engine.training.starter import Prepared
+from qlora_engine.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Loop:
 
     def _train(self, windows: Iterator[tuple[Window, list[Prepared]]], progress: Progress, clock: Clock) -> Progress:
         """Train until the end, a stop, or a guard that has tripped."""
+        self.trainer.starter.discard()  # what was begun before these windows
+        following = next(windows, None)
         while True:
             progress = self._validate_if_due(progress)
             finished = progress.step >= self.trainer.plan.steps or progress.stopped_early
@@ -59,7 +62,10 @@ class Loop:
                 progress = self._save(progress, why, clock)
             if finished or self.trainer.stop.asked:
                 return progress
-            after = self.trainer.train(*next(windows), progress, clock)
+            assert following is not None  # noqa: S101  # there are windows until all micro-batches are done
+            window, batches = following
+            following = next(windows, None)
+            after = self.trainer.train(window, batches, progress, clock, following[1] if following else ())
             if after is None:  # stopped inside the window, which is trained again from its start
                 return self._save(progress, "stop", clock) if progress.step > progress.saved else progress
             if after.guard.tripped:

@@ -18,8 +18,9 @@ from qlora_engine.training.device import on_cpu
 
 GIGA = 1e9
 # MLX waits for work under way when its limit is reached, and then allocates: on an H100 a limit of 5.2 GB gave
-# peaks of 5.6 GB. It is set so much lower that the peak stays under what was asked for.
-OVERSHOOT = 0.87
+# peaks of 5.6 GB. It is set so much lower that the peak stays under what was asked for, in bytes or, of a small
+# limit, as a share.
+OVERSHOOT, OVERSHOOT_SHARE = int(0.5e9), 0.13
 CACHE_SHARE = 0.25  # of the limit that freed buffers may keep from others
 CPU_CACHE = 0  # the C library's allocator is a reserve of its own, and one of MLX's beside it saves no time
 # mallopt's M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
@@ -90,7 +91,8 @@ def set_limits(spec: JobSpec, log: EventLog) -> Limits:
     """Give MLX its limits, and say them."""
     limits = limits_of(spec.memory, Device.found())
     if limits.limit is not None:
-        mx.set_memory_limit(int(OVERSHOOT * limits.limit) if spec.memory.limit_gb else limits.limit)
+        below = min(OVERSHOOT, int(OVERSHOOT_SHARE * limits.limit)) if spec.memory.limit_gb else 0
+        mx.set_memory_limit(limits.limit - below)
     mx.set_cache_limit(limits.cache)
     if limits.wired is not None:
         mx.set_wired_limit(limits.wired)

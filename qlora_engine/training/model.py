@@ -23,6 +23,8 @@ from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.training.device import on_cpu
 from qlora_engine.training.dropout import DropoutKey, key_dropout
+from qlora_engine.training.gated import replace_gated
+from qlora_engine.training.lowrank import replace_lora
 from qlora_engine.training.recompute import checkpoint_layers
 from qlora_engine.training.tree import flat
 
@@ -147,6 +149,8 @@ def replace_quantized(model: nn.Module) -> None:
 def add_adapters(base: Base, spec: JobSpec, dropout: DropoutKey, *, recompute: bool) -> None:
     """Put LoRA or DoRA layers into the model, or unfreeze its layers, as mlx_lm does for the same keys.
 
+    What the model computes is then computed in ways that train better here.
+
     Args:
         dropout: will hold the key of the micro-batch under way.
         recompute: compute every layer again in the backward pass.
@@ -178,6 +182,8 @@ def add_adapters(base: Base, spec: JobSpec, dropout: DropoutKey, *, recompute: b
         )
     if spec.lora_parameters.dropout:
         key_dropout(model, dropout)
+    replace_lora(model)
+    replace_gated(model)
     if recompute:
         checkpoint_layers(layers)
 

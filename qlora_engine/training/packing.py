@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qlora_engine.job.preflight.batch import row_width
+from qlora_engine.job.preflight.batch import Grid
 from qlora_engine.training.batches import Window, split
 from qlora_engine.training.data import Document
 from qlora_engine.training.targets import Targets
@@ -22,26 +22,27 @@ class Packing:
 
     Attributes:
         joined: a row may hold several documents; otherwise each has one of its own.
-        grid: row widths are multiples of it, so that few shapes are compiled.
+        grid: the widths that rows may have.
         attention: width at which a row's attention, which grows with the square of it, takes as long as all else.
-        longest: inputs of the longest document.
-        widest: inputs that no row exceeds; more than the longest document's where attention keeps no scores.
+        longest: width of the longest document's row.
+        widest: width that no row exceeds; more than the longest document's where attention keeps no scores.
     """
 
     joined: bool
-    grid: int
+    grid: Grid
     attention: float
     longest: int
     widest: int
 
     def width(self, inputs: int) -> int:
         """The width of a row of so many inputs."""
-        return min(row_width(max(inputs, 1), self.grid), self.longest if inputs <= self.longest else self.widest)
+        return self.grid.width(max(inputs, 1))
 
     def targets(self, documents: Sequence[Document], rows: Rows) -> Targets:
         """The inputs and targets of these rows."""
         made = [[documents[document] for document in row] for row in rows]
-        return Targets.joined(made, self.width(max(sum(max(0, len(d) - 1) for d in row) for row in made)))
+        width = self.width(max(sum(max(0, len(d) - 1) for d in row) for row in made))
+        return Targets.joined(made, width, self.grid)
 
     def cost(self, rows: Rows, inputs: Mapping[int, int]) -> float:
         """What a batch takes to compute, in positions of a narrow row.

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from qlora_engine.job.preflight.batch import GRID, row_width
+from qlora_engine.job.preflight.batch import GRID, Grid
 from qlora_engine.training.batches import Plan, Window
 from qlora_engine.training.measured import Measured
 from qlora_engine.training.packing import Packing, lay_out
@@ -67,9 +67,10 @@ def recorded(value: dict[str, Any] | None, asked: str, plan: Plan, backend: str)
 
 
 def _packing(plan: Plan, backend: str, *, joined: bool, attention: float = NEVER) -> Packing:
-    longest = plan.widest
+    grid = GRID[backend]
+    longest = grid.width(plan.widest)
     widest = max(longest, min(FUSED_WIDTH[backend], plan.batch_size * longest))
-    return Packing(joined, GRID[backend], attention, longest, widest if joined else longest)
+    return Packing(joined, grid, attention, longest, widest if joined else longest)
 
 
 def choose(
@@ -104,13 +105,13 @@ def choose(
         return Choice(alone, f"the model cannot: {why_not}", saved)
     if asked == "on":
         return Choice(joined, "the job says so", saved)
-    inputs = row_width(int(np.median(first_inputs(plan))), GRID[backend])  # so that like jobs ask the same
+    inputs = GRID[backend].width(int(np.median(first_inputs(plan))))  # so that like jobs ask the same
     count = min(MEASURED, joined.widest // inputs)
     if plan.steps < LONG_ENOUGH or count < 2:
         packing = _packing(plan, backend, joined=True, attention=ATTENTION[backend])
         return Choice(packing, "as on other machines, the run being short or its documents long", saved)
     question = {"what": "rows of documents", "inputs": inputs, "count": count, **about}
-    alone_s, joined_s = known.answer(question) or _measure(step, inputs, count, vocabulary)
+    alone_s, joined_s = known.answer(question) or _measure(step, inputs, count, vocabulary, joined.grid)
     known.note(question, (alone_s, joined_s))
     attention = attention_of(alone_s, joined_s, inputs, count)
     packing = _packing(plan, backend, joined=True, attention=attention)
@@ -154,10 +155,10 @@ def first_inputs(plan: Plan) -> list[int]:
     return [max(1, plan.lengths[d] - 1) for window in windows for rows in window.micro_batches for d in rows]
 
 
-def _measure(step: TrainingStep, inputs: int, count: int, vocabulary: int) -> tuple[float, float]:
+def _measure(step: TrainingStep, inputs: int, count: int, vocabulary: int, grid: Grid) -> tuple[float, float]:
     """Seconds for some documents in rows of their own and in one row, each the best of some."""
     tokens = np.random.default_rng(0).integers(0, vocabulary, (count, inputs + 1)).astype(np.int32)
-    alone = Targets.of(tokens, np.ones(tokens.shape, np.bool_))
+    alone = Targets.of(tokens, np.ones(tokens.shape, np.bool_), grid)
     numbers = np.repeat(np.arange(1, count + 1, dtype=np.int32), inputs)[None]
     joined = Targets(alone.inputs.reshape(1, -1), alone.rows, alone.tokens, alone.count, numbers, alone.filled)
     times: dict[int, list[float]] = {0: [], 1: []}

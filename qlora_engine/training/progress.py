@@ -10,7 +10,7 @@ from typing import Any, Self
 from qlora_engine.job.spec import EarlyStopping
 from qlora_engine.training.batches import Plan, Window
 from qlora_engine.training.guard import Guard
-from qlora_engine.training.step import Update
+from qlora_engine.training.results import Update
 
 ANCHORS = 2  # checkpoints made by count that a rollback may need
 

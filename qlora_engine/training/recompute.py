@@ -8,6 +8,8 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from qlora_engine.training.gated import Gated
+
 
 def checkpoint_layers(layers: Sequence[nn.Module]) -> None:
     """Checkpoint these layers, by giving each object a subclass of its class.
@@ -18,6 +20,9 @@ def checkpoint_layers(layers: Sequence[nn.Module]) -> None:
     for layer in layers:
         if not isinstance(layer, _Recomputed):
             layer.__class__ = type(f"Recomputed{type(layer).__name__}", (_Recomputed, type(layer)), {})
+        for _, module in layer.named_modules():
+            if isinstance(module, Gated):
+                module.recomputed = True
 
 
 class _Recomputed(nn.Module):

@@ -21,7 +21,6 @@ from qlora_engine.training import memory, runtime, samples
 from qlora_engine.training.adapters import save_adapters
 from qlora_engine.training.choices import Choices
 from qlora_engine.training.dropout import DropoutKey
-from qlora_engine.training.gated import replace_gated
 from qlora_engine.training.ladder import Ladder
 from qlora_engine.training.loop import Loop
 from qlora_engine.training.measured import Measured
@@ -33,6 +32,7 @@ from qlora_engine.training.reporters import CLOSE_SECONDS, Reporters
 from qlora_engine.training.resume import Checkpoints
 from qlora_engine.training.rows import plan_of, read_data, say_data
 from qlora_engine.training.runtime import Runtime
+from qlora_engine.training.starter import SHORT, Starter
 from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.stop import StopRequest
 from qlora_engine.training.token_cache import TokenCache
@@ -151,7 +151,6 @@ class _Run:
         with self._phase("load"):
             base = load_base(job)
             add_adapters(base, job.spec, dropout, recompute=layout.recompute)
-            replace_gated(base.model)
             _say_loaded(job, base, log)
         with self._phase("data"):
             data = read_data(job, base, layout, beat=lambda: self.pulse.beat(0), cache=self.cache, log=log)
@@ -164,6 +163,8 @@ class _Run:
             step = _step(job, base, dropout, compiled=found.compiled)
             found, packing = choices.packing(found, base, plan, step)
         checkpoints = Checkpoints(job, self.run, step, data.hashes, self.ladder, found, log)
+        # Where the job sets a limit, memory counts for more than time.
+        short = SHORT if found.compiled and job.spec.memory.limit_gb is None else 0.0
         trainer = Trainer(
             spec=job.spec,
             layout=layout,
@@ -173,6 +174,7 @@ class _Run:
             packing=packing,
             documents=data.documents["train"],
             step=step,
+            starter=Starter(step, self.pulse, vocabulary(base.model), job.spec.seed, short),
             log=log,
             metrics=self.metrics,
             stop=self.stop,

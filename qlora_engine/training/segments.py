@@ -6,8 +6,12 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from qlora_engine.training.device import on_cuda
+from qlora_engine.training.model import activation_type
+
 ABSOLUTE = frozenset({"gpt2", "gpt_bigcode", "ministral3"})  # models where it counts how far from the row's start
 TOLERANCE = 0.05  # of the spread of the logits; bfloat16 alone gives 0.01
+HIDDEN = -3e4  # added to a score, which leaves nothing of it; infinity is not safe in every kernel
 PROBE = (11, 14)  # tokens of two documents, in either order
 
 
@@ -19,22 +23,27 @@ class Segments:
 
     Args:
         numbers: int32 (B, T), the document of each position.
+        added: the type of a mask that is added to the scores, or None for one of truth values.
     """
 
     offset = 0
 
-    def __init__(self, numbers: mx.array) -> None:
-        self._numbers = numbers
+    def __init__(self, numbers: mx.array, added: mx.Dtype | None = None) -> None:
+        self._numbers, self._added = numbers, added
 
     def make_mask(self, width: int, *, return_array: bool = False, window_size: int | None = None) -> mx.array:
-        """bool (B, 1, T, T), True where a position (row) sees another (column). Asked for by the model."""
+        """(B, 1, T, T): where a position (row) sees another (column), True, or 0 and far less elsewhere.
+
+        Asked for by the model.
+        """
         del return_array  # it is always an array
         at = mx.arange(width)
         seen = at[:, None] >= at
         if window_size is not None:
             seen = seen & (at[:, None] < at + window_size)
         same = self._numbers[:, :, None] == self._numbers[:, None, :]
-        return (same & seen)[:, None]
+        mask = (same & seen)[:, None]
+        return mask if self._added is None else mx.where(mask, 0.0, HIDDEN).astype(self._added)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Only what is there now."""
@@ -44,7 +53,8 @@ class Segments:
     def of_layers(cls, model: nn.Module, numbers: mx.array) -> list[Segments]:
         """One for each layer of a model."""
         count = len(model.make_cache()) if hasattr(model, "make_cache") else len(model.layers)
-        return [cls(numbers)] * count
+        # On CUDA attention has a fused kernel with a mask that is added, in the type of the rest, and with no other.
+        return [cls(numbers, activation_type(model) if on_cuda() else None)] * count
 
 
 def why_not_joined(model: nn.Module, model_type: str | None, vocabulary: int) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -14,48 +13,12 @@ from mlx.utils import tree_map, tree_map_with_path
 
 from qlora_engine.training.dropout import DropoutKey
 from qlora_engine.training.head import Head
+from qlora_engine.training.results import MicroBatch, StartedMicroBatch, StartedUpdate, Update
 from qlora_engine.training.targets import Targets
 from qlora_engine.training.tree import Tree, flat
+from qlora_engine.training.vectors import Group, Grouping, Vectors
 
-ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
 MAX_LOSS = 1e6
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What one micro-batch gave.
-
-    Attributes:
-        loss: summed over its targets, nats, as computed.
-        count: its targets.
-        gradient_norm: of its summed gradient, divided by its targets.
-        good: False if the guard kept it from the window.
-        positions: that were computed; `filled` of them held a token.
-    """
-
-    loss: float
-    count: int
-    gradient_norm: float
-    good: bool
-    positions: int = 0
-    filled: int = 0
-
-
-@dataclass(frozen=True)
-class Update:
-    """What an optimizer step did.
-
-    Attributes:
-        applied: False if the window was empty, or the guard kept what is not finite from the weights.
-        count: targets of the window.
-        gradient_norm: of the mean gradient, before clipping.
-        learning_rate: that was used.
-    """
-
-    applied: bool
-    count: int
-    gradient_norm: float
-    learning_rate: float
 
 
 class TrainingStep:
@@ -92,15 +55,15 @@ class TrainingStep:
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self._head = Head(model)
-        trainable = model.trainable_parameters()
-        self._types = tree_map_with_path(lambda path, p: activations if _is_adapter(path) else p.dtype, trainable)
-        self.masters: Tree = tree_map(lambda p: p.astype(mx.float32), trainable)
-        optimizer.init(self.masters)
+        self._grouping = Grouping(model, optimizer, activations)
+        trainable = tree_map(lambda p: p.astype(mx.float32), model.trainable_parameters())
+        self._masters = self._grouping.join(trainable)
+        optimizer.init(self._masters)
         # One zero each, seen in the shape of its gradient: an empty window takes no memory.
-        self._zeros: Tree = tree_map(lambda p: mx.broadcast_to(mx.array(0.0), p.shape), self.masters)
+        self._zeros: Vectors = tree_map(lambda p: mx.broadcast_to(mx.array(0.0), p.shape), self._masters)
         self.rate_factor = 1.0
-        self._window: tuple[Tree, mx.array] = (self._zeros, mx.array(0))
-        mx.eval(self.masters, optimizer.state, self._zeros)
+        self._window: tuple[Vectors, mx.array] = (self._zeros, mx.array(0))
+        mx.eval(self._masters, optimizer.state, self._zeros)
         self._accumulate = self._make_accumulate(dropout, max_loss)
         self._update = self._make_update(grad_clip, lora_plus_ratio or 1.0)
         self._compiled = compiled
@@ -108,6 +71,16 @@ class TrainingStep:
         if compiled:
             self._accumulate = mx.compile(self._accumulate)
             self._update = mx.compile(self._update, inputs=[optimizer.state], outputs=[optimizer.state])
+
+    @property
+    def masters(self) -> Tree:
+        """The weights that are trained, float32, in the tree of the model's trainable parameters."""
+        return self._grouping.tree(self._masters)
+
+    @property
+    def gradients(self) -> Tree:
+        """Of the window so far, summed, in the same tree."""
+        return self._grouping.tree(self._window[0])
 
     @property
     def shapes(self) -> int:
@@ -125,23 +98,29 @@ class TrainingStep:
             targets: the micro-batch.
             key: uint32 (2,), decides the dropout masks.
         """
+        return self.start(targets, key).result()
+
+    def start(self, targets: Targets, key: mx.array) -> StartedMicroBatch:
+        """Begin with a micro-batch; its result must be waited for, but something else may be begun before that."""
         self._shapes.add(targets.shape)
-        self._window, loss, norm, good = self._accumulate(self.masters, self._window, key, *targets.arrays())
+        self._window, loss, norm, good = self._accumulate(self._masters, self._window, key, *targets.arrays())
         # Evaluated here, every micro-batch: a graph that is not evaluated grows until nothing moves any more.
-        mx.eval(self._window, loss, norm, good)
-        size = (targets.positions, targets.filled)
-        return MicroBatch(float(loss), targets.count, float(norm), bool(good), *size)
+        mx.async_eval(self._window, loss, norm, good)
+        return StartedMicroBatch(targets, (loss, norm, good), self._window)
 
     def update(self) -> Update:
-        """Apply the window's mean gradient, and start the next window."""
+        """Apply the window's mean gradient, and begin the next window."""
+        return self.start_update().result()
+
+    def start_update(self) -> StartedUpdate:
+        """The same without waiting for it."""
         factor = mx.array(self.rate_factor)
-        self.masters, norm, applied = self._update(self.masters, *self._window, factor)
+        self._masters, norm, applied = self._update(self._masters, *self._window, factor)
         count = self._window[1]
-        mx.eval(self.masters, self.optimizer.state, norm, applied, count)
-        rate = float(self.optimizer.learning_rate) * self.rate_factor
-        done = Update(bool(applied), int(count), float(norm), rate)
+        rate = self.optimizer.learning_rate
+        mx.async_eval(self._masters, self.optimizer.state, norm, applied, count, rate)
         self.discard()
-        return done
+        return StartedUpdate((norm, applied, count, rate), self.rate_factor)
 
     def discard(self) -> None:
         """Forget the window's gradients."""
@@ -149,7 +128,7 @@ class TrainingStep:
 
     def sync_model(self) -> nn.Module:
         """The model with the masters' current values, in the activations' type."""
-        self.model.update(self._cast(self.masters))
+        self.model.update(self._grouping.cast(self._masters))
         return self.model
 
     def loss(self, targets: Targets) -> float:
@@ -158,9 +137,12 @@ class TrainingStep:
 
     def state(self) -> dict[str, mx.array]:
         """Everything that a checkpoint must hold of it, by flat names; `rate_factor` is the run's to keep."""
-        masters = {f"masters.{name}": array for name, array in flat(self.masters).items()}
-        state = {f"optimizer.{name}": array for name, array in flat(self.optimizer.state).items()}
-        return masters | state
+        state = {f"masters.{path}": array for path, array in self._grouping.apart(self._masters).items()}
+        for name, array in flat(self.optimizer.state).items():
+            group, slot = self._group_of(name, array)
+            parts = {name: array} if group is None else group.apart(array)
+            state |= {f"optimizer.{path}" + (f".{slot}" if group else ""): part for path, part in parts.items()}
+        return state
 
     def restore(self, arrays: dict[str, mx.array]) -> None:
         """Take back what `state` gave. Leaf by leaf into the live trees, which keeps empty containers.
@@ -168,27 +150,44 @@ class TrainingStep:
         Raises:
             KeyError: an array is missing.
         """
-        self.masters = tree_map_with_path(lambda path, _: arrays[f"masters.{path}"], self.masters)
-        _restore_in_place(self.optimizer.state, arrays, "optimizer")
-        mx.eval(self.masters, self.optimizer.state)
+        masters = {path: arrays[f"masters.{path}"] for path in self._grouping.apart(self._masters)}
+        restored = {}
+        for name, array in flat(self.optimizer.state).items():
+            group, slot = self._group_of(name, array)
+            if group is None:
+                restored[name] = arrays[f"optimizer.{name}"]
+            else:
+                restored[name] = group.join(
+                    {leaf.path: arrays[f"optimizer.{leaf.path}.{slot}"] for leaf in group.leaves}
+                )
+        self._masters = self._grouping.join_flat(masters)
+        _replace(self.optimizer.state, tree_map_with_path(lambda path, _: restored[path], self.optimizer.state))
+        mx.eval(self._masters, self.optimizer.state)
 
-    def _cast(self, masters: Tree) -> Tree:
-        return tree_map(lambda p, kind: p.astype(kind), masters, self._types)
+    def _group_of(self, name: str, array: mx.array) -> tuple[Group | None, str]:
+        """The group of arrays whose vector an array of the optimizer's state is like, and what it is of them."""
+        key, _, slot = name.rpartition(".")
+        group = self._grouping.groups.get(key)
+        return (group if group and group.joined and array.shape == (group.length,) else None), slot
 
     def _make_accumulate(self, dropout: DropoutKey, max_loss: float) -> Callable[..., Any]:
-        def loss(masters: Tree, key: mx.array, *targets: mx.array) -> mx.array:
-            self.model.update(self._cast(masters))
+        def loss(masters: Vectors, key: mx.array, *targets: mx.array) -> mx.array:
+            self.model.update(self._grouping.cast(masters, folded=True))
             dropout.key = key
             return self._head.loss(*targets)
 
         loss_and_gradients = mx.value_and_grad(loss)
 
         def accumulate(
-            masters: Tree, window: tuple[Tree, mx.array], key: mx.array, *targets: mx.array
-        ) -> tuple[tuple[Tree, mx.array], mx.array, mx.array, mx.array]:
+            masters: Vectors, window: tuple[Vectors, mx.array], key: mx.array, *targets: mx.array
+        ) -> tuple[tuple[Vectors, mx.array], mx.array, mx.array, mx.array]:
             gradients, sum_of_counts = window
             count = targets[3]
-            total, new = loss_and_gradients(masters, key, *targets)
+            self._grouping.fold(folded=True)  # until the gradient is made: what is recomputed is called then
+            try:
+                total, new = loss_and_gradients(masters, key, *targets)
+            finally:
+                self._grouping.fold(folded=False)
             at_least_one = mx.maximum(count, 1).astype(mx.float32)
             norm = _norm(new) / at_least_one
             good = mx.isfinite(total) & (total <= max_loss * at_least_one) & mx.isfinite(norm)
@@ -200,8 +199,8 @@ class TrainingStep:
 
     def _make_update(self, grad_clip: float | None, ratio: float) -> Callable[..., Any]:
         def update(
-            masters: Tree, gradients: Tree, count: mx.array, factor: mx.array
-        ) -> tuple[Tree, mx.array, mx.array]:
+            masters: Vectors, gradients: Vectors, count: mx.array, factor: mx.array
+        ) -> tuple[Vectors, mx.array, mx.array]:
             # Sums over sums: the gradient of one batch that holds the whole window.
             share = 1.0 / mx.maximum(count, 1).astype(mx.float32)
             mean = tree_map(lambda g: g * share, gradients)
@@ -211,9 +210,11 @@ class TrainingStep:
                 mean = tree_map(lambda g: g * shrink, mean)
             before = tree_map(lambda s: s, self.optimizer.state)
             after = self.optimizer.apply_gradients(mean, masters)
-            after = tree_map_with_path(
-                lambda path, new, old: _scaled(new, old, factor, ratio if _is_b(path) else 1.0), after, masters
-            )
+            groups = self._grouping.groups
+            after = {
+                key: _scaled(new, masters[key], factor, ratio if groups[key].is_b else 1.0)
+                for key, new in after.items()
+            }
             applied = mx.isfinite(norm) & (count > 0) & mx.isfinite(_norm(after))
 
             def guard(new: mx.array, old: mx.array) -> mx.array:
@@ -223,14 +224,6 @@ class TrainingStep:
             return tree_map(guard, after, masters), norm, applied
 
         return update
-
-
-def _is_adapter(path: str) -> bool:
-    return path.rsplit(".", 1)[-1] in ADAPTER_LEAVES
-
-
-def _is_b(path: str) -> bool:
-    return path.rsplit(".", 1)[-1] == "lora_b"
 
 
 def _norm(tree: Tree) -> mx.array:
@@ -251,11 +244,3 @@ def _replace(live: Tree, new: Tree) -> None:
             _replace(value, new[key])
         else:
             live[key] = new[key]
-
-
-def _restore_in_place(live: Tree, arrays: dict[str, mx.array], path: str) -> None:
-    for key, value in list(live.items() if isinstance(live, dict) else enumerate(live)):
-        if isinstance(value, dict | list):
-            _restore_in_place(value, arrays, f"{path}.{key}")
-        elif isinstance(value, mx.array):
-            live[key] = arrays[f"{path}.{key}"]

@@ -184,7 +184,7 @@ def _work(job: ResolvedJob, rows: Tally, backend: Name) -> Work:
     valid = job.data["valid"].rows if validations else 0
     each = valid if spec.val_batches < 0 else min(valid, spec.val_batches * spec.batch_size)
     targets = rows.supervised / rows.rows
-    return Work(steps, seen * (kept + GRID[backend] / 2), seen * targets, validations * each * targets)
+    return Work(steps, seen * (kept + GRID[backend].step / 2), seen * targets, validations * each * targets)
 
 
 def main() -> int:

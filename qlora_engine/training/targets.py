@@ -10,9 +10,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from qlora_engine.job.preflight.batch import GRID, Grid
 from qlora_engine.training.data import Document
-
-LEAST_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -38,19 +37,21 @@ class Targets:
     filled: int
 
     @classmethod
-    def of(cls, tokens: ArrayLike, supervised: ArrayLike) -> Self:
+    def of(cls, tokens: ArrayLike, supervised: ArrayLike, grid: Grid = GRID["cpu"]) -> Self:
         """The targets of rows of one document.
 
         Args:
             tokens: int32 (B, T), padded on the right.
             supervised: bool (B, T), True where the token is a target; column 0 never is one.
+            grid: says how many targets are computed.
         """
         whole = np.asarray(tokens, np.int32)
         inputs = whole[:, :-1]
-        return cls._from(inputs, whole[:, 1:], np.asarray(supervised, np.bool_)[:, 1:], None, inputs.size)
+        learned = np.asarray(supervised, np.bool_)[:, 1:]
+        return cls._from(inputs, whole[:, 1:], learned, segments=None, filled=inputs.size, grid=grid)
 
     @classmethod
-    def joined(cls, rows: Sequence[Sequence[Document]], width: int) -> Self:
+    def joined(cls, rows: Sequence[Sequence[Document]], width: int, grid: Grid = GRID["cpu"]) -> Self:
         """The targets of rows of several documents.
 
         A document's last token is no input: it predicts nothing, least of all the next document.
@@ -58,6 +59,7 @@ class Targets:
         Args:
             rows: documents of each row.
             width: T, at least the inputs of every row.
+            grid: says how many targets are computed.
         """
         shape = (len(rows), width)
         inputs, following, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
@@ -70,7 +72,9 @@ class Targets:
                 learned[part], segments[part] = document.supervised[1:], number
                 start = part[1].stop
         several = any(len(documents) > 1 for documents in rows)
-        return cls._from(inputs, following, learned, segments if several else None, int(np.count_nonzero(segments)))
+        filled = int(np.count_nonzero(segments))
+        numbers = segments if several else None
+        return cls._from(inputs, following, learned, segments=numbers, filled=filled, grid=grid)
 
     @classmethod
     def _from(
@@ -78,11 +82,13 @@ class Targets:
         inputs: NDArray[np.int32],
         following: NDArray[np.int32],
         learned: NDArray[np.bool_],
+        *,
         segments: NDArray[np.int32] | None,
         filled: int,
+        grid: Grid,
     ) -> Self:
         found = np.flatnonzero(learned)
-        rows = np.full(padded_rows(len(found)), found[0] if len(found) else 0, np.int32)
+        rows = np.full(grid.targets(len(found), inputs.size), found[0] if len(found) else 0, np.int32)
         rows[: len(found)] = found
         return cls(inputs, rows, following.reshape(-1)[rows], len(found), segments, filled)
 
@@ -105,9 +111,3 @@ class Targets:
         """inputs, rows, tokens, count and, where there are any, segments, int32, for MLX."""
         arrays = (mx.array(self.inputs), mx.array(self.rows), mx.array(self.tokens), mx.array(self.count))
         return arrays if self.segments is None else (*arrays, mx.array(self.segments))
-
-
-def padded_rows(count: int) -> int:
-    """The next size up: a multiple of 32, and of an eighth of the largest power of two in it. At most 1/8 is waste."""
-    step = max(LEAST_ROWS, 1 << max(0, count.bit_length() - 4))
-    return max(1, -(-count // step)) * step

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.pulse import Pulse
@@ -14,23 +13,16 @@ from qlora_engine.training import memory
 from qlora_engine.training.batches import Plan, Window
 from qlora_engine.training.clock import Clock
 from qlora_engine.training.data import Document
-from qlora_engine.training.dropout import slice_key, step_key
 from qlora_engine.training.guard import place_of
 from qlora_engine.training.ladder import Layout
 from qlora_engine.training.memory import Limits
 from qlora_engine.training.packing import Batch, Packing, Rows, lay_out
 from qlora_engine.training.progress import Progress
-from qlora_engine.training.step import MicroBatch, TrainingStep
+from qlora_engine.training.results import MicroBatch
+from qlora_engine.training.starter import Prepared, Starter
+from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.stop import StopRequest
 from qlora_engine.training.targets import Targets
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A batch, and the arrays of each part that is computed at once."""
-
-    batch: Batch
-    parts: tuple[tuple[Rows, Targets], ...]
 
 
 @dataclass(frozen=True)
@@ -41,6 +33,7 @@ class Trainer:
         vocabulary: how many tokens the model knows.
         documents: of the training data.
         metrics: receives `training.step`, one a batch; `log` everything else.
+        starter: has the step compute what comes.
     """
 
     spec: JobSpec
@@ -51,6 +44,7 @@ class Trainer:
     packing: Packing
     documents: Sequence[Document]
     step: TrainingStep
+    starter: Starter
     log: EventLog
     metrics: EventLog
     stop: StopRequest
@@ -65,16 +59,28 @@ class Trainer:
         parts = batch.parts(self.layout.rows, self.spec.batch_size)
         return tuple((rows, self.packing.targets(self.documents, rows)) for rows in parts)
 
-    def train(self, window: Window, batches: Sequence[Prepared], before: Progress, clock: Clock) -> Progress | None:
-        """One optimizer step; None when it was stopped midway, and a tripped guard when it cannot be finished."""
+    def train(
+        self,
+        window: Window,
+        batches: Sequence[Prepared],
+        before: Progress,
+        clock: Clock,
+        following: Sequence[Prepared] = (),
+    ) -> Progress | None:
+        """One optimizer step; None when it was stopped midway, and a tripped guard when it cannot be finished.
+
+        Args:
+            following: the next window's batches, the first of which may be begun.
+        """
         progress = before
         for prepared in batches:
             if self.stop.asked:
-                self.step.discard()
+                self.starter.discard()
                 return None
-            progress = self._train_batch(prepared, progress, clock)
+            after = following[:1] if prepared is batches[-1] else ()
+            progress = self._train_batch(prepared, progress, clock, last=prepared is batches[-1], following=after)
             if progress.guard.tripped:
-                self.step.discard()
+                self.starter.discard()
                 return progress
             if prepared is batches[-1]:
                 progress = self._finish([prepared.batch for prepared in batches], window, before, progress, clock)
@@ -82,18 +88,19 @@ class Trainer:
                 progress = self._report(progress, clock)
         return progress
 
-    def _train_batch(self, prepared: Prepared, progress: Progress, clock: Clock) -> Progress:
+    def _train_batch(
+        self, prepared: Prepared, progress: Progress, clock: Clock, *, last: bool, following: Sequence[Prepared]
+    ) -> Progress:
         batch = prepared.batch
         if batch.step in progress.guard.skipped:
             steps = progress.report_steps + batch.steps
             return replace(progress, step=progress.step + batch.steps, report_steps=steps)
         with clock.running() as lap:
-            key = step_key(self.spec.seed, batch.step)
-            done = [
-                self._compute(rows, targets, progress, slice_key(key, index))
-                for index, (rows, targets) in enumerate(prepared.parts)
-            ]
+            # Computed in several parts, a batch is short of memory rather than of time.
+            after = following if last and len(prepared.parts) == 1 else None
+            done = [self._compute(prepared, index, progress, after) for index in range(len(prepared.parts))]
             memory.trim(self.spec, self.limits, progress.step + batch.steps)
+        self.starter.took(lap.seconds)
         loss, count = sum(d.loss for d in done), sum(d.count for d in done)
         kept = [d for d in done if d.good]
         good = len(kept) == len(done)
@@ -118,13 +125,23 @@ class Trainer:
         )
         return progress
 
-    def _compute(self, rows: Rows, targets: Targets, progress: Progress, key: Any) -> MicroBatch:
-        """Add the gradients of some rows to the window, unless the guard finds them wrong."""
+    def _compute(
+        self, prepared: Prepared, index: int, progress: Progress, following: Sequence[Prepared] | None
+    ) -> MicroBatch:
+        """Add the gradients of some rows to the window, unless the guard finds them wrong.
+
+        Args:
+            index: of the part.
+            following: what follows the window that this part is the last of, or None.
+        """
+        rows, targets = prepared.parts[index]
         if targets.highest >= self.vocabulary:  # MLX would read past the end of the embedding without a word
             self._say_dropped("batch", rows, progress, f"token {targets.highest} of {self.vocabulary}")
             return MicroBatch(math.nan, targets.count, math.nan, good=False)
-        self.pulse.enter("compile" if self.step.compiles(targets) else "train")
-        done = self.step.micro_batch(targets, key)
+        started = self.starter.micro_batch(prepared, index)
+        if following is not None:
+            self.starter.begin(following, progress.guard.skipped)
+        done = started.result()
         self.pulse.beat(progress.step)
         if not done.good:
             place = place_of(done.loss, done.count, self.spec.max_loss)
@@ -137,7 +154,7 @@ class Trainer:
         self, batches: Sequence[Batch], window: Window, before: Progress, progress: Progress, clock: Clock
     ) -> Progress:
         with clock.running():
-            update = self.step.update()
+            update = self.starter.update()
         guard = progress.guard
         if update.count and not update.applied:  # good gradients, but an update that is not finite
             guard = before.guard.refused([batch.step for batch in batches])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike
 from qlora_engine.job.datafiles import Split
 from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.preflight.batch import Grid
 from qlora_engine.job.pulse import Pulse
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
@@ -31,9 +33,11 @@ from qlora_engine.training.optimizer import build_optimizer
 from qlora_engine.training.packing import Packing
 from qlora_engine.training.progress import Progress
 from qlora_engine.training.recompute import checkpoint_layers
+from qlora_engine.training.results import StartedMicroBatch, StartedUpdate
 from qlora_engine.training.resume import Checkpoints
 from qlora_engine.training.runtime import Runtime
-from qlora_engine.training.step import MicroBatch, TrainingStep, Update
+from qlora_engine.training.starter import Starter
+from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.stop import StopRequest
 from qlora_engine.training.targets import Targets
 from qlora_engine.training.trainer import Trainer
@@ -102,22 +106,22 @@ class RecordingStep(TrainingStep):
         self._stop, self._stop_after = stop, stop_after
         super().__init__(*arguments, **keys)
 
-    def micro_batch(self, targets: Targets, key: Any) -> MicroBatch:
+    def start(self, targets: Targets, key: Any) -> StartedMicroBatch:
         """As the step does."""
-        done = super().micro_batch(targets, key)
+        started = super().start(targets, key)
         self._pending += numbers_of(targets)
-        self.losses.append(done.loss)
+        self.losses.append(started.result().loss)
         if len(self.losses) == self._stop_after:
             self._stop.request("the test")
-        return done
+        return started
 
-    def update(self) -> Update:
+    def start_update(self) -> StartedUpdate:
         """As the step does."""
         self.applied += self._pending
-        return super().update()
+        return super().start_update()
 
     def discard(self) -> None:
-        """As the step does; `update` ends with it."""
+        """As the step does; `start_update` ends with it."""
         self._pending = []
         super().discard()
 
@@ -134,6 +138,7 @@ class Process:
         hashes: of the data files.
         layout: in place of the job's own.
         joined: rows may hold several documents.
+        eager: begin every window's first micro-batch before the results of the window before are read.
         keys: of the job.
     """
 
@@ -145,6 +150,7 @@ class Process:
     hashes: Mapping[Split, str] = field(default_factory=dict)
     layout: Layout | None = None
     joined: bool = False
+    eager: bool = False
     attempt: int = 0
     keys: Mapping[str, Any] = field(default_factory=dict)
 
@@ -185,15 +191,17 @@ class Process:
             epochs=self.spec.epochs,
         )
         self.checkpoints = Checkpoints(self.job, self.run, self.step, self.hashes, self.ladder, _runtime(), log)
+        short = math.inf if self.eager else 0.0
         trainer = Trainer(
             spec=self.spec,
             layout=layout,
             limits=memory.limits_of(self.spec.memory, Device.found()),
             vocabulary=vocabulary(model),
             plan=plan,
-            packing=Packing(self.joined, grid=32, attention=1e9, longest=plan.widest, widest=plan.widest),
+            packing=Packing(self.joined, grid=Grid(1), attention=1e9, longest=plan.widest, widest=plan.widest),
             documents=self.train,
             step=self.step,
+            starter=Starter(self.step, Pulse(None, 0), vocabulary(model), self.spec.seed, short),
             log=log,
             metrics=EventLog([self.metrics.append]),
             stop=self.stop,

@@ -8,22 +8,23 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_engine.__main__ import app
-from qlora_engine.training.step import MicroBatch, TrainingStep
+from qlora_engine.training.results import StartedMicroBatch
+from qlora_engine.training.step import TrainingStep
 
 MESSAGE = "[malloc] Unable to allocate 17179869184 bytes."
 
 
 def main() -> None:
-    real, calls = TrainingStep.micro_batch, 0
+    real, calls = TrainingStep.start, 0
 
-    def micro_batch(self: TrainingStep, *arguments: Any) -> MicroBatch:
+    def start(self: TrainingStep, *arguments: Any) -> StartedMicroBatch:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise RuntimeError(MESSAGE)
         return real(self, *arguments)
 
-    TrainingStep.micro_batch = micro_batch  # type: ignore[method-assign]
+    TrainingStep.start = start  # type: ignore[method-assign]
     app(prog_name="python -m qlora_engine")
 
 

@@ -146,7 +146,7 @@ def targets(rows: int, width: int, seed: int = 0) -> Targets:
 
 def window_gradients(step: TrainingStep) -> Arrays:
     """Of the window so far, summed."""
-    return {name: np.array(array) for name, array in flat(step._window[0]).items()}
+    return {name: np.array(array) for name, array in flat(step.gradients).items()}
 
 
 def masters(step: TrainingStep) -> Arrays:

@@ -14,11 +14,13 @@ from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear
 from numpy.typing import NDArray
 
-from qlora_engine.training import loss
+from qlora_engine.training import frozen, loss
 from qlora_engine.training.dropout import DropoutKey, slice_key, step_key
+from qlora_engine.training.frozen import Ways
 from qlora_engine.training.head import Head
 from qlora_engine.training.recompute import checkpoint_layers
 from qlora_engine.training.targets import Targets
+from qlora_engine.training.unpack import unpack
 from support.small import (
     VOCABULARY,
     Arrays,
@@ -215,3 +217,31 @@ def test_without_a_target_the_loss_is_zero() -> None:
     done = step.micro_batch(Targets.of(tokens, np.zeros_like(supervised)), step_key(0, 0))
     assert (done.loss, done.count, done.gradient_norm, done.good) == (0.0, 0, 0.0, True)
     assert all(not gradient.any() for gradient in window_gradients(step).values())
+
+
+def test_a_quantized_output_layer_is_dequantized_once_for_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a vocabulary of 128,256 a chunk is 130 rows, and the matrix a gigabyte each time."""
+    unpacked: list[int] = []
+
+    def counted(*arguments: Any) -> mx.array:
+        unpacked.append(1)
+        return unpack(*arguments)
+
+    monkeypatch.setattr(frozen, "unpack", counted)
+    monkeypatch.setattr(loss, "LOGITS_BYTES", 4 * 4 * VOCABULARY)  # chunks of four rows
+    found = []
+    for ways in (Ways(), Ways("dequantized", "dequantized"), Ways("dequantized", "quantized")):
+        model = llama_model(hidden=64, tied=False)
+        nn.quantize(model, group_size=32, bits=4)
+        frozen.use(model.lm_head, ways)
+        step = training_step(with_adapters(model))
+        step.model.train()
+        unpacked.clear()
+        done = step.micro_batch(narrow(*batch(4, 12)), step_key(0, 0))
+        found.append((done.loss, window_gradients(step), len(unpacked)))
+    assert found[0][2] == 0
+    assert found[1][2] == 1
+    assert found[2][2] > 3
+    for other in found[1:]:
+        assert other[0] == pytest.approx(found[0][0], rel=1e-5)
+        assert_close(other[1], found[0][1], 1e-4)

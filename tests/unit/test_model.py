@@ -16,7 +16,9 @@ from mlx_lm.utils import load_model
 
 from qlora_engine.job.errors import ModelRejected
 from qlora_engine.job.spec import JobSpec
+from qlora_engine.training.device import SLOW_EXP
 from qlora_engine.training.dropout import DropoutKey
+from qlora_engine.training.gated import Gated
 from qlora_engine.training.model import (
     activation_type,
     add_adapters,
@@ -188,6 +190,17 @@ def test_the_same_seed_draws_the_same_adapters(plain: Path) -> None:
     mx.random.seed(321)
     assert initial(5) == first
     assert initial(6) != first
+
+
+@pytest.mark.skipif(not SLOW_EXP, reason="elsewhere MLX's own feed-forward part stays")
+@pytest.mark.parametrize("recompute", [False, True])
+def test_feed_forward_parts_know_that_their_layer_is_recomputed(plain: Path, recompute: bool) -> None:
+    """They compute long rows in chunks then, or the memory that was asked for is not there."""
+    base = load_folder(plain, "m", quantize=True, dequantize=True)
+    add_adapters(base, JobSpec(num_layers=-1), DropoutKey(), recompute=recompute)
+    parts = [module for _, module in base.model.named_modules() if isinstance(module, Gated)]
+    assert len(parts) == len(base.model.layers)
+    assert {part.recomputed for part in parts} == {recompute}
 
 
 def test_more_layers_than_there_are_is_refused(plain: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qlora_engine.job.preflight.batch import row_width
+from qlora_engine.job.preflight.batch import GRID, Grid
 from qlora_engine.training.batches import Plan, Window
 from qlora_engine.training.packing import Batch, Packing, deal, lay_out
 from qlora_engine.training.packing_choice import attention_of
@@ -18,7 +18,8 @@ def plan_of(seed: int, *, rows: int, batch_size: int, accumulation: int) -> Plan
 
 
 def packing_of(plan: Plan, *, joined: bool = True, attention: float = 1e9, widest: int = 0) -> Packing:
-    return Packing(joined, 8, attention, plan.widest, widest or plan.widest)
+    grid = Grid(8)
+    return Packing(joined, grid, attention, grid.width(plan.widest), grid.width(widest or plan.widest))
 
 
 def positions(batch: Batch, plan: Plan, packing: Packing) -> int:
@@ -46,7 +47,7 @@ def test_every_document_has_its_place_and_no_batch_is_larger_than_one_could_be( 
             assert batch.step == step
             assert batch.steps >= 1
             step += batch.steps
-            assert positions(batch, plan, packing) <= batch_size * plan.widest
+            assert positions(batch, plan, packing) <= batch_size * packing.longest
             assert all(sum(max(0, plan.lengths[d] - 1) for d in row) <= packing.widest for row in batch.rows)
     assert step == plan.steps
 
@@ -70,7 +71,7 @@ def test_an_expensive_attention_keeps_rows_narrow() -> None:
     """A row's attention grows with the square of its width; where that counts, padding is cheaper."""
     window, lengths = Window(0, 0, 0, ((0, 1, 2, 3),)), [25, 25, 25, 50]
     for attention, rows in ((1.0, 3), (1e9, 1)):
-        packing = Packing(True, 8, attention, 128, 128)
+        packing = Packing(True, Grid(8), attention, 128, 128)
         (batch,) = lay_out(window, lengths, packing, 4)
         assert len(batch.rows) == rows
 
@@ -100,11 +101,18 @@ def test_documents_are_dealt_evenly() -> None:
 
 def test_row_widths_are_few_and_little_waste() -> None:
     """MLX compiles anew for each width and never forgets one."""
-    for grid, most in ((8, 160), (32, 120)):
-        widths = {inputs: row_width(inputs, grid) for inputs in range(1, 8192)}
-        assert all(inputs <= width < max(inputs + grid, 1.07 * inputs) for inputs, width in widths.items())
+    for grid, most in ((Grid(8), 160), (Grid(32), 120), (GRID["cuda"], 60)):
+        widths = {inputs: grid.width(inputs) for inputs in range(1, 8192)}
+        step = max(grid.step, grid.coarse)
+        assert all(inputs <= width < max(inputs + step, 1.07 * inputs) for inputs, width in widths.items())
         assert len(set(widths.values())) < most
-        assert row_width(2048, grid) == 2048
+        assert grid.width(2048) == 2048
+
+
+def test_attention_on_cuda_has_its_kernel_in_every_wide_row() -> None:
+    """Without it a row of 2,047 positions keeps all its scores."""
+    widths = [GRID["cuda"].width(inputs) for inputs in range(1, 5000)]
+    assert all(width % 128 == 0 for width in widths if width > 256)
 
 
 @pytest.mark.parametrize("attention", [80.0, 600.0, 10_000.0])

@@ -183,7 +183,7 @@ def test_the_batch_is_no_wider_than_the_rows_and_the_job_allow() -> None:
     """An estimate for max_seq_length, where no row is that long, would refuse jobs that fit."""
     spec = spec_of(batch_size=4, max_seq_length=2048)
     assert Batch.widest(spec, rows=100, longest=100, targets=99, backend="cuda").width == 128
-    assert Batch.widest(spec, rows=100, longest=9000, targets=99, backend="cuda").width == 2047
+    assert Batch.widest(spec, rows=100, longest=9000, targets=99, backend="cuda").width == 2048
     assert Batch.widest(spec, rows=3, longest=100, targets=99, backend="cuda").rows == 3
 
 

@@ -20,8 +20,9 @@ from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec, Memory
 from qlora_engine.training import checkpoint, choices
 from qlora_engine.training.measured import Measured
+from qlora_engine.training.results import StartedMicroBatch
 from qlora_engine.training.run import Outcome, train
-from qlora_engine.training.step import MicroBatch, TrainingStep
+from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.stop import StopRequest
 from qlora_engine.training.targets import Targets
 from support import tiny
@@ -88,7 +89,7 @@ def same(left: dict[str, mx.array], right: dict[str, mx.array]) -> bool:
 
 # A rate that first helps and then harms, so that the best is neither the first nor the last.
 OVERSHOOTS = {
-    "iters": 14,
+    "iters": 8,
     "grad_accumulation_steps": 1,
     "optimizer": "sgd",
     "lr_schedule": {"name": "exponential_decay", "arguments": [0.02, 1.8]},
@@ -105,12 +106,12 @@ def overshot(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) 
     losses = {event["step"]: event["loss"] for event in run.said("validation")}
     best = min(losses, key=lambda step: losses[step])
     assert 0 < best < 10
-    assert losses[14] > 1.02 * losses[best]
+    assert losses[8] > 1.02 * losses[best]
     assert (run.done["kept"], run.done["kept_step"]) == ("best", best)
     assert run.done["loss_after"] == losses[best]
     assert run.done["loss_before"] == losses[0]
     assert same(run.adapters, run.masters_of(best))
-    assert not same(run.adapters, run.masters_of(14))
+    assert not same(run.adapters, run.masters_of(8))
     (run.folder.path / "best").write_text(str(best))
     return run.folder.path
 
@@ -132,8 +133,8 @@ def test_keep_last_is_the_end(overshot: Path, tmp_path: Path, model: Path, data:
     """The same run's last weights; `keep` shapes no training and may change."""
     run, _ = copy_of(overshot, tmp_path / "run", model, data)
     assert run.go(keep="last") is Outcome.DONE
-    assert (run.done["kept"], run.done["kept_step"]) == ("last", 14)
-    assert same(run.adapters, run.masters_of(14))
+    assert (run.done["kept"], run.done["kept_step"]) == ("last", 8)
+    assert same(run.adapters, run.masters_of(8))
 
 
 @pytest.mark.parametrize("harm", ["cut", "gone"])
@@ -150,8 +151,8 @@ def test_without_a_whole_best_checkpoint_the_last_is_the_result_and_it_is_said(
     assert run.go() is Outcome.DONE
     (event,) = run.said("checkpoint.damaged")
     assert event["path"] == str(folder)
-    assert (run.done["kept"], run.done["kept_step"]) == ("last", 14)
-    assert same(run.adapters, run.masters_of(14))
+    assert (run.done["kept"], run.done["kept_step"]) == ("last", 8)
+    assert same(run.adapters, run.masters_of(8))
 
 
 def test_early_stopping_ends_the_run_with_the_best(tmp_path: Path, model: Path, data: Path) -> None:
@@ -264,17 +265,17 @@ def test_a_run_that_runs_out_of_memory_ends_with_the_same_adapters(
     keys = {"iters": 7, "optimizer": "sgd", "learning_rate": 0.05, "save_every": 2}
     through = Run(tmp_path / "through", model, data, **keys)
     assert through.go() is Outcome.DONE
-    whole = TrainingStep.micro_batch
+    whole = TrainingStep.start
     calls = 0
 
-    def fails(self: TrainingStep, targets: Targets, key: mx.array) -> MicroBatch:
+    def fails(self: TrainingStep, targets: Targets, key: mx.array) -> StartedMicroBatch:
         nonlocal calls
         calls += 1
         if calls in (4, 9):
             raise RuntimeError("[malloc] Unable to allocate 1099511627776 bytes.")
         return whole(self, targets, key)
 
-    monkeypatch.setattr(TrainingStep, "micro_batch", fails)
+    monkeypatch.setattr(TrainingStep, "start", fails)
     run = Run(tmp_path / "run", model, data, **keys)
     rungs = []
     for attempt in (1, 2):
@@ -296,14 +297,14 @@ def test_a_run_that_is_asked_to_stop_says_where_and_is_done_the_next_time(
 ) -> None:
     """At a checkpoint, and without calling what it has a result."""
     run = Run(tmp_path / "run", model, data, iters=6)
-    whole = TrainingStep.micro_batch
+    whole = TrainingStep.start
 
-    def stops(self: TrainingStep, targets: Targets, key: mx.array) -> MicroBatch:
+    def stops(self: TrainingStep, targets: Targets, key: mx.array) -> StartedMicroBatch:
         run.stop.request("the test")
         return whole(self, targets, key)
 
     with monkeypatch.context() as patched:
-        patched.setattr(TrainingStep, "micro_batch", stops)
+        patched.setattr(TrainingStep, "start", stops)
         # The second micro-batch of the first window is not begun: the stop comes before it.
         assert run.go() is Outcome.STOPPED
     assert run.said("training.stopped")[0]["step"] == 0
@@ -317,10 +318,10 @@ def test_when_nothing_is_left_to_do_without_the_run_fails_with_what_to_try(
 ) -> None:
     """Not with a traceback of the allocator's, and not by starting for ever."""
 
-    def fails(*_: Any) -> MicroBatch:
+    def fails(*_: Any) -> StartedMicroBatch:
         raise RuntimeError("[malloc] Unable to allocate 1099511627776 bytes.")
 
-    monkeypatch.setattr(TrainingStep, "micro_batch", fails)
+    monkeypatch.setattr(TrainingStep, "start", fails)
     run = Run(tmp_path / "run", model, data, iters=2, batch_size=1, grad_checkpoint=True)
     with pytest.raises(OutOfMemory, match="Unable to allocate") as caught:
         run.go()
@@ -332,10 +333,10 @@ def test_an_error_of_another_kind_is_no_want_of_memory(
 ) -> None:
     """A bug that sent a job down the ladder would be hidden by it."""
 
-    def fails(*_: Any) -> MicroBatch:
+    def fails(*_: Any) -> StartedMicroBatch:
         raise RuntimeError("[matmul] Last dimension of first input must match")
 
-    monkeypatch.setattr(TrainingStep, "micro_batch", fails)
+    monkeypatch.setattr(TrainingStep, "start", fails)
     run = Run(tmp_path / "run", model, data, iters=2)
     with pytest.raises(RuntimeError, match="matmul"):
         run.go()

@@ -10,6 +10,7 @@ import pytest
 from mlx import nn
 from mlx_lm.models import gpt2, llama, phi3, qwen2, qwen3
 
+from qlora_engine.training import segments
 from qlora_engine.training.data import Document
 from qlora_engine.training.recompute import checkpoint_layers
 from qlora_engine.training.segments import why_not_joined
@@ -73,9 +74,12 @@ def documents() -> list[Document]:
 
 
 @pytest.mark.parametrize("name", JOINS)
-@pytest.mark.parametrize("recompute", [False, True])
-def test_joined_documents_give_the_gradients_of_each_alone(name: str, recompute: bool) -> None:
-    """Packing is for speed: it may change nothing that is learned."""
+@pytest.mark.parametrize(("recompute", "added"), [(False, False), (True, False), (False, True)])
+def test_joined_documents_give_the_gradients_of_each_alone(
+    name: str, recompute: bool, added: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packing is for speed: it may change nothing that is learned, with either kind of mask."""
+    monkeypatch.setattr(segments, "on_cuda", lambda: added)
     rows = documents()
     layouts = [[[row] for row in rows], [[rows[0], rows[2], rows[4]], [rows[1], rows[3]]], [rows]]
     found = []

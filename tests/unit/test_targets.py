@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qlora_engine.job.preflight.backends import Name
+from qlora_engine.job.preflight.batch import GRID
 from qlora_engine.training.data import Document
-from qlora_engine.training.targets import Targets, padded_rows
+from qlora_engine.training.targets import Targets
 
 
 def document(*tokens: int, prompt: int = 1) -> Document:
@@ -56,10 +58,21 @@ def test_rows_of_hardly_a_token_are_padded_too(length: int) -> None:
     assert found.inputs.tolist() == [[0] * 8]
 
 
-def test_padded_rows_are_few_sizes_and_little_waste() -> None:
-    """Each size is compiled anew and never forgotten; each filling row is projected for nothing."""
-    sizes = {count: padded_rows(count) for count in range(1, 20_000)}
+def test_numbers_of_targets_are_few_and_little_waste() -> None:
+    """Each filling row is projected for nothing."""
+    sizes = {count: GRID["cpu"].targets(count, 1 << 20) for count in range(1, 20_000)}
     assert all(count <= size < max(33, 1.125 * count + 1) + 31 * (count < 256) for count, size in sizes.items())
     assert all(size % 32 == 0 for size in sizes.values())
     assert len(set(sizes.values())) < 80
-    assert padded_rows(0) == 32
+    assert GRID["cpu"].targets(0, 8) == 32
+
+
+@pytest.mark.parametrize("backend", ["cuda", "metal"])
+def test_a_gpu_compiles_at_most_four_numbers_of_targets_for_a_shape(backend: Name) -> None:
+    """Each is compiled anew and never forgotten: rows of one width differed in little else."""
+    sizes = {GRID[backend].targets(count, 704) for count in range(705)}
+    assert sizes == {176, 352, 528, 704}
+    assert GRID[backend].targets(704, 704) == 704
+    rows = [document(*range(1, 300)), document(*range(1, 90))]
+    found = Targets.joined([rows], 416, GRID[backend])
+    assert (found.rows.size, found.count) == (416, 386)

@@ -9,23 +9,32 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qlora_engine.training.dropout import step_key
 from qlora_engine.training.ladder import Layout
+from qlora_engine.training.results import StartedMicroBatch
+from qlora_engine.training.targets import Targets
 from support.rig import Process, document, numbered, until_done
-from support.small import assert_close, assert_same
+from support.small import VOCABULARY, assert_close, assert_same
 
 ROWS = 23  # divides by nothing
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 1), (2, 3), (3, 2), (4, 4), (40, 2)])
 @pytest.mark.parametrize(("length", "at_once"), [({"epochs": 2.0}, 99), ({"epochs": 2.0}, 1), ({"iters": 9}, 2)])
-@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize(("joined", "eager"), [(False, False), (True, False), (True, True)])
 def test_every_row_is_applied_once_an_epoch(  # noqa: PLR0917  # they come by name
-    quick_path: Path, length: dict[str, Any], batch_size: int, accumulation: int, at_once: int, joined: bool
+    quick_path: Path,
+    length: dict[str, Any],
+    batch_size: int,
+    accumulation: int,
+    at_once: int,
+    joined: bool,
+    eager: bool,
 ) -> None:
     """What nobody trains on, nobody learns; what comes twice is learned twice."""
     keys = {"batch_size": batch_size, "grad_accumulation_steps": accumulation, "save_every": 1000, "epochs": None}
     layout = Layout(recompute=False, rows=min(at_once, batch_size), longest=64)
-    made = Process(quick_path, numbered(ROWS), layout=layout, joined=joined, keys=keys | length)
+    made = Process(quick_path, numbered(ROWS), layout=layout, joined=joined, eager=eager, keys=keys | length)
     progress = made.go()
     assert progress.update == made.loop.trainer.plan.updates
     per_epoch = -(-ROWS // batch_size)
@@ -39,15 +48,18 @@ def test_every_row_is_applied_once_an_epoch(  # noqa: PLR0917  # they come by na
     assert progress.tokens == sum(made.train[row].targets for row in applied)
 
 
+@pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("stop_after", [1, 2, 4, 7])
-def test_a_run_that_is_stopped_often_applies_every_row_once_an_epoch_too(quick_path: Path, stop_after: int) -> None:
+def test_a_run_that_is_stopped_often_applies_every_row_once_an_epoch_too(
+    quick_path: Path, stop_after: int, eager: bool
+) -> None:
     """A window that a stop cuts is trained again whole, and no row of it counts before."""
     keys = {"grad_accumulation_steps": 3, "epochs": 2.0, "batch_size": 3}
 
     def process(number: int) -> Process:
         # A window has three micro-batches, so a stop after fewer would come for ever.
         after = stop_after if number % 2 == 0 else stop_after + 3
-        return Process(quick_path, numbered(ROWS), valid=numbered(3, seed=1), stop_after=after, keys=keys)
+        return Process(quick_path, numbered(ROWS), valid=numbered(3, seed=1), stop_after=after, eager=eager, keys=keys)
 
     processes, progress = until_done(process)
     applied = [row for process in processes for row in process.step.applied]
@@ -85,18 +97,12 @@ def test_the_tail_of_an_epoch_is_applied_with_the_weight_that_it_has(quick_path:
     rows = tuple((row,) for row in order[-1])
     trainer = alone.loop.trainer
     targets = trainer.packing.targets(alone.train, rows)
-    trainer._compute(rows, targets, progress.__class__(step=4), _key(alone, 4))
+    alone.step.micro_batch(targets, step_key(alone.spec.seed, 4))
     alone.step.update()
     assert_close(
         {name: value - before[name] for name, value in made.masters.items()},
         {name: value - before[name] for name, value in alone.masters.items()},
     )
-
-
-def _key(process: Process, step: int) -> Any:
-    from qlora_engine.training.dropout import step_key
-
-    return step_key(process.spec.seed, step)
 
 
 def test_a_stop_inside_a_validation_loses_neither_steps_nor_the_validation(quick_path: Path) -> None:
@@ -169,3 +175,48 @@ def test_the_last_three_checkpoints_stay_and_those_that_are_needed(quick_path: P
     kept = sorted(int(path.name.removeprefix("step-")) for path in made.run.checkpoints.iterdir())
     assert progress.best_step == 24
     assert kept == [0, 8, 16, 20, 22, 24]  # 0 was the best at 8 and at 16
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("broken", ["none", "one row", "a stretch", "a high loss"])
+def test_what_is_begun_early_changes_nothing(quick_path: Path, accumulation: int, broken: str) -> None:
+    """Not a loss, not a bit of the weights, not the order of events; also where the guard drops and goes back."""
+    keys = {
+        "batch_size": 2, "grad_accumulation_steps": accumulation, "epochs": 2.0, "save_every": 3, "steps_per_eval": 4,
+        "steps_per_report": 1,
+    }  # fmt: skip
+    rows = numbered(ROWS)
+    plan = Process(quick_path / "plan", rows, keys=keys).loop.trainer.plan
+    order = [batch for window in plan.windows(epoch=0, index=0, step=0) for batch in window.micro_batches]
+    if broken == "a high loss":  # seen when the micro-batch has been computed
+        keys["max_loss"] = 4.35
+    for number in {"one row": order[2][:1], "a stretch": sum(order[3:9], ())}.get(broken, ()):
+        rows[number].tokens[2] = VOCABULARY  # which is dropped before it is computed
+    found = []
+    for eager in (False, True):
+        made = Process(quick_path / str(eager), rows, valid=numbered(3, seed=1), eager=eager, keys=keys)
+        progress = made.go()
+        told = [(e["event"], e.get("step"), repr(e.get("loss")), e.get("value")) for e in (*made.events, *made.metrics)]
+        found.append((repr(progress), made.state, told))
+        dropped = {event["place"] for event in made.said("guard.dropped")}
+        assert dropped == {"none": set(), "a high loss": {"loss"}}.get(broken, {"batch"})
+        assert made.said("guard.rolled_back") or broken != "a stretch"
+    assert found[1][0] == found[0][0]
+    assert_same(found[1][1], found[0][1])
+    assert found[1][2] == found[0][2]
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_the_next_micro_batch_is_begun_before_the_one_before_is_read(quick_path: Path, eager: bool) -> None:
+    """A GPU that waits until a loss is read waits at every step."""
+    made = Process(quick_path, numbered(6), eager=eager, keys={"batch_size": 1, "grad_accumulation_steps": 1})
+    read: list[int] = []
+    start = made.step.start
+
+    def starts(targets: Targets, key: Any) -> StartedMicroBatch:
+        read.append(len(made.metrics))
+        return start(targets, key)
+
+    made.step.start = starts  # type: ignore[method-assign]
+    assert made.go().step == 6
+    assert read == ([0, 0, 1, 2, 3, 4] if eager else [0, 1, 2, 3, 4, 5])

@@ -12,7 +12,7 @@ from qlora_engine.job.spec import EarlyStopping
 from qlora_engine.training.batches import Plan, Window
 from qlora_engine.training.guard import Guard
 from qlora_engine.training.progress import Progress
-from qlora_engine.training.step import Update
+from qlora_engine.training.results import Update
 
 APPLIED = Update(applied=True, count=7, gradient_norm=0.5, learning_rate=1e-3)
 PLAN = Plan([5] * 10, batch_size=2, accumulation=2, seed=0, steps=100)  # windows of 2, 2 and 1 micro-batches

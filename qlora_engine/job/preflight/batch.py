@@ -6,14 +6,44 @@ from dataclasses import dataclass, replace
 
 from qlora_engine.job.spec import JobSpec
 
-# Row widths are multiples of these. A GPU's computation is compiled for each shape, so there are few of them.
-GRID = {"cpu": 8, "cuda": 32, "metal": 32}
+LEAST_TARGETS = 32
+# Positions that the feed-forward part of a recomputed layer computes at once, where there are over twice as many.
+CHUNK = 4096
 
 
-def row_width(inputs: int, grid: int) -> int:
-    """The width of a row of so many inputs: a multiple of the grid, and of a sixteenth of the power of two below it."""
-    step = max(grid, 1 << max(0, inputs.bit_length() - 5))
-    return max(1, -(-inputs // step)) * step
+@dataclass(frozen=True)
+class Grid:
+    """The shapes that micro-batches may have: few, since a GPU's computation is compiled for each.
+
+    Attributes:
+        step: widths are multiples of it, and of a sixteenth of the power of two below them.
+        wide: widths beyond it are multiples of `coarse`.
+        shares: how many numbers of targets there are for a number of positions. None: what nothing is compiled for
+            may be as near to the number that there is as an eighth.
+    """
+
+    step: int
+    wide: int = 1 << 62
+    coarse: int = 1
+    shares: int | None = None
+
+    def width(self, inputs: int) -> int:
+        """The width of a row of so many inputs."""
+        least = self.coarse if inputs > self.wide else self.step
+        step = max(least, 1 << max(0, inputs.bit_length() - 5))
+        return max(1, -(-inputs // step)) * step
+
+    def targets(self, count: int, positions: int) -> int:
+        """How many targets are computed where there are `count`, 0 or more."""
+        if self.shares is None:
+            step = max(LEAST_TARGETS, 1 << max(0, count.bit_length() - 4))
+            return max(1, -(-count // step)) * step
+        share = -(-positions // self.shares)
+        return max(1, -(-count // share)) * share
+
+
+# On CUDA the gradient of attention has a kernel for multiples of 128 alone; for others it keeps all scores.
+GRID = {"cpu": Grid(8), "cuda": Grid(32, wide=256, coarse=128, shares=4), "metal": Grid(32, shares=4)}
 
 
 @dataclass(frozen=True)
@@ -49,7 +79,7 @@ class Batch:
         """
         at_once = min(spec.batch_size, rows)
         inputs = max(1, min(longest, spec.max_seq_length) - 1)
-        width = min(row_width(inputs, GRID[backend]), max(1, spec.max_seq_length - 1))
+        width = GRID[backend].width(inputs)
         return cls(at_once, width, at_once * min(targets, inputs), float(spec.grad_checkpoint))
 
     def of_rows(self, rows: int) -> Batch:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qlora_engine.job.preflight.backends import LOGITS_BYTES, Backend, Tensors
-from qlora_engine.job.preflight.batch import Batch
+from qlora_engine.job.preflight.batch import CHUNK, Batch
 from qlora_engine.job.preflight.shape import Linear, ModelShape
 from qlora_engine.job.spec import JobSpec
 
@@ -15,6 +15,8 @@ GIGA = 1e9
 F32 = 4
 # Copies in float32 that unpacking a quantized matrix makes beside its result.
 UNPACKED = 2.5
+# Optimizers whose adapters are joined into vectors, as in qlora_engine.training.vectors.
+ELEMENTWISE = ("adam", "adamw", "sgd")
 # Numbers an optimizer keeps for each trained one. Adafactor keeps a row and a column of each matrix.
 OPTIMIZER_STATE = {"adam": 2.0, "adamw": 2.0, "muon": 1.0, "sgd": 1.0, "adafactor": 0.05}
 
@@ -52,12 +54,25 @@ def estimate(spec: JobSpec, shape: ModelShape, batch: Batch, backend: Backend, *
         dequantized: quantized weights are made float32 when they are loaded, as on the CPU where they fit.
     """
     job = _Job(spec, shape, batch, backend, dequantized)
-    moments = {"load": job.load(), "loss": job.loss(), "backward": job.backward(), "update": job.update()}
+    moments = {
+        "load": job.load(),
+        "loss": job.loss(),
+        "backward": job.backward(),
+        "gradients": job.gathered(),
+        "update": job.update(),
+    }
+    for moment in ("loss", "backward"):  # at the others little is under way
+        moments[moment]["allocator"] = _ahead(sum(moments[moment].values()), spec, backend)
     fullest = max(moments, key=lambda moment: sum(moments[moment].values()))
     parts = {name: size for name, size in moments[fullest].items() if size}
-    held = sum(parts.values())
-    parts["allocator"] = (backend.slack - 1) * held + (backend.ahead if fullest != "load" else 0)
+    parts["allocator"] = parts.get("allocator", 0.0) + (backend.slack - 1) * sum(parts.values())
     return Estimate(parts, fullest, batch, shape.rough)
+
+
+def _ahead(held: float, spec: JobSpec, backend: Backend) -> float:
+    """Bytes that operations under way hold beside what is needed: MLX starts none at the limit that the job sets."""
+    limit = spec.memory.limit_gb
+    return backend.ahead if limit is None else min(backend.ahead, max(0.0, limit * GIGA - held))
 
 
 def least_recomputation(
@@ -135,7 +150,7 @@ class _Job:
 
     def loss(self) -> dict[str, float]:
         """The forward pass has been computed; a chunk of logits is there."""
-        return self.steady() | {"activations": self.kept(), "output layer": self.logits()}
+        return self.steady() | {"activations": self.kept(), "output layer": self.logits() + self.output_matrix()}
 
     def backward(self) -> dict[str, float]:
         """The topmost layer's backward pass; everything below still waits for its own."""
@@ -144,14 +159,24 @@ class _Job:
         if trained_layers(self.spec, self.shape) > 1:
             inner *= 1 + self.backend.again
         return self.steady() | {
+            "gradients": self.window() + self.gradients(),
             "activations": self.kept(),
             "working memory": inner + self.size(self.backend.working) + self.matrix(),
         }
 
+    def gathered(self) -> dict[str, float]:
+        """The gradients of a micro-batch are there, and are added to the window's."""
+        joined = self.gradients() if self.vectors else 0.0
+        added = F32 * self.trained * (1 if self.numbers == F32 else 2)
+        return self.steady() | {"gradients": self.window() + self.gradients() + joined + added}
+
     def update(self) -> dict[str, float]:
-        """The optimizer step: the new state beside the old; weights are replaced one after the other."""
-        state = max(1.0, OPTIMIZER_STATE[self.spec.optimizer])
-        return self.steady() | {"working memory": F32 * self.trained * state}
+        """The optimizer step: the window's gradients and their mean, the new state beside the old."""
+        trained = F32 * self.trained
+        new = (
+            1 + OPTIMIZER_STATE[self.spec.optimizer] if self.vectors else max(1.0, OPTIMIZER_STATE[self.spec.optimizer])
+        )
+        return self.steady() | {"gradients": 2 * trained, "working memory": trained * new}
 
     # What they consist of
 
@@ -162,8 +187,21 @@ class _Job:
             "base weights": self.weights,
             "trained weights": trained * (1 if self.numbers == F32 else 1.5),
             "optimizer": trained * OPTIMIZER_STATE[self.spec.optimizer],
-            "gradients": 2 * trained,
+            "gradients": self.window(),
         }
+
+    def window(self) -> float:
+        """Gradients of the micro-batches before, where a window has several."""
+        return F32 * self.trained if self.spec.grad_accumulation_steps > 1 else 0.0
+
+    def gradients(self) -> float:
+        """Of one micro-batch."""
+        return self.numbers * self.trained
+
+    @property
+    def vectors(self) -> bool:
+        """Whether adapters are joined into vectors."""
+        return self.spec.optimizer in ELEMENTWISE and self.spec.fine_tune_type == "lora"
 
     @property
     def weights(self) -> float:
@@ -197,10 +235,21 @@ class _Job:
         if self.spec.lora_parameters.dropout:  # each adapter drops other elements, and keeps which
             kept += (self.numbers + 1) * positions * sum(linear.inputs * linear.used for linear in layers)
         else:
-            kept += self.numbers * positions * _inputs(layers)
+            kept += self.numbers * positions * _inputs(self.read(layers))
         if self.spec.fine_tune_type == "dora":  # the adapted matrix, for the gradient of its norm
             kept += F32 * sum(linear.weights for linear in layers)
         return kept
+
+    def read(self, linears: tuple[Linear, ...]) -> tuple[Linear, ...]:
+        """Those whose input is kept for the gradient of their adapter: a GPU makes that of `down_proj` again."""
+        again = self.backend.name != "cpu" and self.spec.fine_tune_type == "lora"
+        return tuple(linear for linear in linears if not (again and linear.name == "mlp.down_proj"))
+
+    def output_matrix(self) -> float:
+        """An output layer of its own in the activations' type, where matrices are dequantized for their product."""
+        if self.dequantized or self.backend.name == "cpu" or self.shape.tied:
+            return 0.0
+        return self.numbers * self.shape.vocabulary * self.shape.hidden
 
     def matrix(self) -> float:
         """The largest matrix of a layer in the activations' type, where matrices are dequantized for their product."""
@@ -220,10 +269,11 @@ class _Job:
             tensors.hidden * shape.hidden
             + tensors.query * shape.heads * shape.head
             + tensors.key * shape.kv_heads * shape.head
-            + tensors.mlp * shape.mlp
             + tensors.scores * shape.heads * batch.width
         )
-        return self.numbers * batch.positions * numbers
+        chunked = self.backend.name != "cpu" and batch.recompute >= 1 and batch.positions > 2 * CHUNK
+        at_once = CHUNK if chunked else batch.positions
+        return self.numbers * (batch.positions * numbers + at_once * tensors.mlp * shape.mlp)
 
 
 def _inputs(linears: tuple[Linear, ...]) -> int:

@@ -1,0 +1,137 @@
+"""LoRA layers (Hu et al. 2021) that add their product while it is computed, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx_lm.tuner.lora import LoRALinear
+
+from qlora_engine.training.dropout import KeyedDropout
+from qlora_engine.training.frozen import FrozenLinear, Ways, backward, forward, use
+
+
+class LowRank(LoRALinear):
+    """mlx_lm's layer, computed with fewer passes over its inputs and outputs.
+
+    The product with B is added to the frozen layer's by the matrix kernel itself, and so are the two parts of the
+    input's gradient. Nothing of the size of the output is scaled: the scale goes into B, or into (…, rank).
+
+    Attributes:
+        folded: `lora_b` holds the scale already.
+    """
+
+    folded = False
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map (..., D) to (..., E)."""
+        a, b = self.lora_a.astype(x.dtype), self.scaled_b(x.dtype)
+        return _dropped(self.linear, x, self.dropout(x), a, b) if self.drops else _product(self.linear, x, a, b)
+
+    @property
+    def drops(self) -> bool:
+        """Whether its input is not the frozen layer's."""
+        drops = isinstance(self.dropout, KeyedDropout) or self.dropout._p_1 < 1
+        return bool(drops and self.training)
+
+    def scaled_b(self, kind: mx.Dtype) -> mx.array:
+        """The B matrix with the scale, (rank, E)."""
+        return (self.lora_b if self.folded else self.scale * self.lora_b).astype(kind)
+
+
+def replace_lora(model: nn.Module) -> int:
+    """Make every LoRA layer over a linear one a `LowRank`; how many there are.
+
+    The objects get a subclass of their class; names and parameters stay as they are.
+    """
+    found = [m for _, m in model.named_modules() if type(m) is LoRALinear and _known(m.linear)]
+    for module in found:
+        module.__class__ = LowRank
+        inner: Any = module.linear  # mlx_lm says that it is a `Linear`
+        if type(inner) is nn.QuantizedLinear:
+            use(inner, Ways())
+    return len(found)
+
+
+def _known(layer: nn.Module) -> bool:
+    return type(layer) in (nn.Linear, nn.QuantizedLinear, FrozenLinear)
+
+
+def _product(layer: nn.Linear | FrozenLinear, x: mx.array, a: mx.array, b: mx.array) -> mx.array:
+    """layer(x) + x @ a @ b.
+
+    Args:
+        x: (..., D).
+        a: (D, rank).
+        b: (rank, E).
+    """
+
+    @mx.custom_function
+    def product(x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
+        return with_parts(layer, x, a, b)
+
+    @product.vjp
+    def gradients(
+        primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+    ) -> tuple[mx.array, ...]:
+        (x, a, b), cotangent, inner = primals, cotangents[0], outputs[1]
+        return of_parts(layer, x, inner, (a, b), cotangent)
+
+    result: Any = product(x, a, b)
+    y: mx.array = result[0]
+    return y
+
+
+def with_parts(layer: nn.Linear | FrozenLinear, x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
+    """layer(x) + x @ a @ b, and x @ a."""
+    inner = x @ a
+    return _added(forward(layer, x), inner, b), inner
+
+
+def of_parts(
+    layer: nn.Linear | FrozenLinear, x: mx.array, inner: mx.array, ab: tuple[mx.array, mx.array], cotangent: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The gradients of layer(x) + inner @ b, where inner is x @ a, for x, a and b.
+
+    That of x waits for the others. The gradients of all layers are joined at the end, and until then nothing else
+    would ask for them: the inputs of every layer, made again or not, would be there until the last.
+    """
+    a, b = ab
+    back = cotangent @ b.T
+    of_a, of_b = _flat(x).T @ _flat(back), _flat(inner).T @ _flat(cotangent)
+    (of_x,) = mx.depends([_added(backward(layer, cotangent), back, a.T)], [of_a, of_b])
+    return of_x, of_a, of_b
+
+
+def _dropped(layer: nn.Linear | FrozenLinear, x: mx.array, dropped: mx.array, a: mx.array, b: mx.array) -> mx.array:
+    """layer(x) + dropped @ a @ b."""
+
+    @mx.custom_function
+    def product(x: mx.array, dropped: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
+        inner = dropped @ a
+        return _added(forward(layer, x), inner, b), inner
+
+    @product.vjp
+    def gradients(
+        primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+    ) -> tuple[mx.array, ...]:
+        (_, dropped, a, b), cotangent, inner = primals, cotangents[0], outputs[1]
+        back = cotangent @ b.T
+        of_a, of_b = _flat(dropped).T @ _flat(back), _flat(inner).T @ _flat(cotangent)
+        of_x, of_dropped = mx.depends([backward(layer, cotangent), back @ a.T], [of_a, of_b])
+        return of_x, of_dropped, of_a, of_b
+
+    result: Any = product(x, dropped, a, b)
+    y: mx.array = result[0]
+    return y
+
+
+def _added(base: mx.array, left: mx.array, right: mx.array) -> mx.array:
+    """base + left @ right, in one kernel."""
+    result = mx.addmm(_flat(base), _flat(left), right)
+    return result.reshape(base.shape)
+
+
+def _flat(array: mx.array) -> mx.array:
+    return array.reshape(-1, array.shape[-1])
