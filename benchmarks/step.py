@@ -29,6 +29,7 @@ from qlora_engine.training.gated import replace_gated
 from qlora_engine.training.lowrank import replace_lora
 from qlora_engine.training.model import activation_type, replace_quantized
 from qlora_engine.training.recompute import checkpoint_layers
+from qlora_engine.training.siblings import bring_together
 from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.targets import Targets
 
@@ -59,7 +60,7 @@ def quantized(shape: str) -> nn.Module:
     return model
 
 
-def model_of(shape: str, rank: int, *, recompute: bool, product: str) -> nn.Module:
+def model_of(shape: str, rank: int, *, recompute: bool, product: str, together: bool = False) -> nn.Module:
     """The same with adapters on every linear layer."""
     model = quantized(shape)
     if on_cpu():
@@ -74,6 +75,8 @@ def model_of(shape: str, rank: int, *, recompute: bool, product: str) -> nn.Modu
     linear_to_lora_layers(model, len(model.layers), {"rank": rank, "scale": 2.0, "dropout": 0.0})
     replace_lora(model)
     replace_gated(model)
+    if together:
+        bring_together(model)
     if recompute:
         checkpoint_layers(model.layers)
     model.train()
@@ -86,7 +89,13 @@ def prepared(arguments: argparse.Namespace) -> tuple[TrainingStep, Targets]:
     mx.random.seed(0)
     if arguments.limit_gb:
         mx.set_memory_limit(int(arguments.limit_gb * 1e9))
-    model = model_of(arguments.shape, arguments.rank, recompute=arguments.recompute, product=arguments.product)
+    model = model_of(
+        arguments.shape,
+        arguments.rank,
+        recompute=arguments.recompute,
+        product=arguments.product,
+        together=arguments.together,
+    )
     dropout = DropoutKey()
     step = TrainingStep(
         model, optim.AdamW(1e-5), activations=activation_type(model), dropout=dropout, compiled=not on_cpu(),
@@ -110,7 +119,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     timed = sorted(times[arguments.steps // 3 :])
     return {
         "trainer": "qlorad", "shape": arguments.shape, "width": arguments.width, "rows": arguments.rows,
-        "recompute": arguments.recompute, "product": arguments.product, "limit_gb": arguments.limit_gb,
+        "recompute": arguments.recompute, "product": arguments.product, "together": arguments.together,
+        "limit_gb": arguments.limit_gb,
         "active_gb": round(mx.get_active_memory() / 1e9, 2),
         "tokens_per_s": round(batch.count / timed[len(timed) // 2]),
         "peak_gb": round(mx.get_peak_memory() / 1e9, 2), "loss": round(batch.loss / batch.count, 4),
@@ -127,6 +137,7 @@ def arguments_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing of every layer")
     parser.add_argument("--product", choices=["quantized", "dequantized", "kept"], default="quantized")
+    parser.add_argument("--together", action="store_true", help="layers that read the same input compute as one")
     parser.add_argument("--limit-gb", type=float, default=None, help="MLX's memory limit, 10^9 bytes")
     return parser
 

@@ -192,6 +192,15 @@ EVENTS: dict[str, EventType] = {
             "limit_gb": "of training, 10^9 bytes",
         },
     ),
+    "siblings.chosen": EventType(
+        "Whether adapted layers that read the same input compute as one.",
+        {
+            "together": "whether they do",
+            "seconds_apart": "that all of them take forward and backward, each by itself",
+            "seconds_together": "that they take as one",
+            "rows": "positions of a usual micro-batch, for which it was measured",
+        },
+    ),
     "packing.chosen": EventType(
         "How the documents of a window are laid out in rows.",
         {

@@ -19,7 +19,7 @@ from qlora_engine.job.preflight.batch import Batch
 from qlora_engine.job.preflight.memory import GIGA, estimate, least_recomputation
 from qlora_engine.job.preflight.shape import ModelShape, ShapeUnknown
 from qlora_engine.job.spec import JobSpec
-from qlora_engine.training import frozen_choice, packing_choice, runtime
+from qlora_engine.training import frozen_choice, packing_choice, runtime, siblings
 from qlora_engine.training.batches import Plan
 from qlora_engine.training.frozen import quantized_layers
 from qlora_engine.training.measured import Measured
@@ -57,7 +57,7 @@ class Choices:
             return found
         if found.backend == "cpu" or not quantized_layers(base.model):
             return found
-        rows = self.spec.batch_size * int(np.median(packing_choice.first_inputs(plan)))
+        rows = self._usual_rows(plan)
         timings = frozen_choice.measure(base.model, rows, kind, about=_about(found), known=self.known, beat=self.beat)
         choice = frozen_choice.choose(base.model, timings, kind, self._room(found, base, plan, limits))
         self.log.emit(
@@ -101,18 +101,31 @@ class Choices:
         limit = limits.limit / MARGIN
         return least_recomputation(self.spec, shape, batch, backend, dequantized=base.dequantized, limit=limit)
 
+    def siblings(self, found: Runtime, base: Base, plan: Plan) -> Runtime:
+        """Have adapted layers that read the same input compute as one, where that is faster and memory is not short."""
+        before = found.chosen.get("siblings")
+        short = self.spec.grad_checkpoint or found.chosen.get("recomputed", 0)
+        groups = [] if found.backend == "cpu" or short or before is False else siblings.bring_together(base.model)
+        if before is not None or not groups:
+            return found
+        kind, usual = activation_type(base.model), self._usual_rows(plan)
+        rows = min(frozen_choice.MOST_ROWS, 1 << (usual - 1).bit_length())  # so that like jobs ask the same
+        question = {"what": "siblings", "rows": rows, **self._about_model(found, base)}
+        apart, together = self.known.answer(question) or siblings.measure(groups, rows, kind)
+        self.known.note(question, (apart, together))
+        chosen = siblings.faster(apart, together)
+        if not chosen:
+            for group in groups:
+                group.part()
+        self.log.emit("siblings.chosen", together=chosen, seconds_apart=apart, seconds_together=together, rows=rows)
+        return runtime.record(self.run, found, "siblings", chosen)
+
     def packing(self, found: Runtime, base: Base, plan: Plan, step: TrainingStep) -> tuple[Runtime, Packing]:
         """How documents are laid out in rows."""
         before = packing_choice.recorded(found.chosen.get("packing"), self.spec.packing, plan, found.backend)
         if before is not None:
             return found, before
-        about = {
-            **_about(found),
-            "config": json.dumps(base.config, sort_keys=True, default=str),
-            "trainable": count_parameters(base.model)[1],
-            "recompute": self.spec.grad_checkpoint,
-            "products": found.chosen.get("products"),
-        }
+        about = self._about_model(found, base) | {"siblings": found.chosen.get("siblings")}
         choice = packing_choice.choose(
             self.spec.packing,
             plan,
@@ -126,6 +139,20 @@ class Choices:
         )
         self.log.emit("packing.chosen", **choice.as_event())
         return runtime.record(self.run, found, "packing", choice.as_json(self.spec.packing)), choice.packing
+
+    def _about_model(self, found: Runtime, base: Base) -> dict[str, Any]:
+        """What the times of a whole step depend on."""
+        return {
+            **_about(found),
+            "config": json.dumps(base.config, sort_keys=True, default=str),
+            "trainable": count_parameters(base.model)[1],
+            "recompute": self.spec.grad_checkpoint,
+            "products": found.chosen.get("products"),
+        }
+
+    def _usual_rows(self, plan: Plan) -> int:
+        """Positions of a usual micro-batch."""
+        return self.spec.batch_size * int(np.median(packing_choice.first_inputs(plan)))
 
     def _room(self, found: Runtime, base: Base, plan: Plan, limits: Limits) -> float:
         """Bytes that the job leaves; none where its need is not known."""

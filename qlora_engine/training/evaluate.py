@@ -61,7 +61,7 @@ def evaluate(
         beat: called after each computation.
     """
     loss, tokens, evaluated = 0.0, 0, 0
-    widest = grid.width(max(1, longest - 1))
+    widest = grid.least(max(1, longest - 1))
     alone = Packing(joined=False, grid=grid, attention=math.inf, longest=widest, widest=widest)
     model = step.sync_model()
     model.eval()

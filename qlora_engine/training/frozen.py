@@ -27,6 +27,9 @@ class Ways:
     backward: Way = "quantized"
 
 
+DEQUANTIZED = Ways("dequantized", "dequantized")
+
+
 def use(layer: nn.QuantizedLinear, ways: Ways) -> None:
     """Have a quantized linear layer multiply in these ways.
 
@@ -59,13 +62,13 @@ class FrozenLinear(nn.QuantizedLinear):
 
     def forward(self, x: mx.array) -> mx.array:
         """x @ W.T, without the bias."""
-        return self._multiplied(x) if self.ways.forward == "quantized" else x @ self._matrix(x).T
+        return self._multiplied(x) if self.ways.forward == "quantized" else x @ self.matrix(x).T
 
     def backward(self, cotangent: mx.array) -> mx.array:
         """Its vector-Jacobian product: cotangent @ W."""
         if self.ways.backward == "quantized":
             return self._multiplied(cotangent, transpose=False)
-        return cotangent @ self._matrix(cotangent)
+        return cotangent @ self.matrix(cotangent)
 
     def for_several(self, after: mx.array) -> Callable[[mx.array], mx.array]:
         """The layer for several products: a matrix that they dequantize is dequantized once for all of them.
@@ -73,9 +76,9 @@ class FrozenLinear(nn.QuantizedLinear):
         Args:
             after: what is there before the first of them.
         """
-        if self.ways != Ways("dequantized", "dequantized"):
+        if self.ways != DEQUANTIZED:
             return self
-        matrix = self._matrix(after)
+        matrix = self.matrix(after)
 
         def product(x: mx.array) -> mx.array:
             y = x @ matrix.T
@@ -83,13 +86,22 @@ class FrozenLinear(nn.QuantizedLinear):
 
         return product
 
+    def part(self, start: int, stop: int) -> FrozenLinear:
+        """The layer of some of its outputs, whose arrays are parts of these."""
+        made = FrozenLinear(64, 32, bias="bias" in self)
+        made.bits, made.group_size, made.mode, made.ways = self.bits, self.group_size, self.mode, self.ways
+        made.update({name: array[start:stop] for name, array in self.items()})
+        mx.eval(list(made.values()))
+        made.freeze()
+        return made
+
     def _multiplied(self, x: mx.array, *, transpose: bool = True) -> mx.array:
         return mx.quantized_matmul(
             x, self.weight, self.scales, self.get("biases"), transpose, self.group_size, self.bits, self.mode
         )
 
-    def _matrix(self, after: mx.array) -> mx.array:
-        """W, in the type of `after` and no earlier than it.
+    def matrix(self, after: mx.array) -> mx.array:
+        """W (E, D), in the type of `after` and no earlier than it.
 
         Equal expressions are computed once and kept. Tied to what each product waits for, the matrices of the
         forward pass, of a recomputation and of the backward pass are different expressions, and none is kept.

@@ -17,6 +17,9 @@ from qlora_engine.training.measured import Measured
 
 IN_A_ROW = 4  # products that are timed together, so that starting them does not count
 ROUNDS = 3
+# What measuring may take must not be what a job takes most.
+MOST_ROWS = 4096  # more do not make a product faster
+MOST_BYTES = 256 << 20  # of results and dequantized matrices at once, but for one product with one matrix
 WORTH = 0.97  # of the time: what keeping dequantized weights must undercut for the memory that it takes
 
 
@@ -109,14 +112,15 @@ def measure(
         known: asked first, and told what is measured.
         beat: called after each shape.
     """
-    rows = max(32, 1 << (rows - 1).bit_length())  # so that like jobs ask the same
+    rows = min(MOST_ROWS, max(32, 1 << (rows - 1).bit_length()))  # so that like jobs ask the same
     samples = {Shape.of(layer): layer for layer in quantized_layers(model).values()}
     timings = {}
     for shape, layer in samples.items():
         question = {"what": "frozen product", "rows": rows, "kind": str(kind), **asdict(shape), **about}
         answer = known.answer(question)
         if answer is None:
-            answer = asdict(_timed(layer, rows, kind))
+            answer = asdict(_timed(layer, _measurable(rows, shape, kind), kind))
+            mx.clear_cache()
             known.note(question, answer)
         timings[shape] = Timing(**{name: tuple(seconds) for name, seconds in answer.items()})
         beat()
@@ -150,9 +154,16 @@ def apply(model: nn.Module, choice: Choice, kind: mx.Dtype) -> None:
             use(layer, chosen)
 
 
+def _measurable(rows: int, shape: Shape, kind: mx.Dtype) -> int:
+    """Of these rows as many as have a result of no more than `MOST_BYTES`; an output layer gets chunks of them too."""
+    return min(rows, max(32, MOST_BYTES // (kind.size * max(shape.outputs, shape.inputs))))
+
+
 def _timed(layer: nn.QuantizedLinear, rows: int, kind: mx.Dtype) -> Timing:
     """Measure one layer, without its bias."""
     shape = Shape.of(layer)
+    bytes_of_one = kind.size * (rows * max(shape.outputs, shape.inputs) + shape.weights)
+    count = max(1, min(IN_A_ROW, MOST_BYTES // bytes_of_one))
     x, cotangent = mx.zeros((rows, shape.inputs), kind), mx.zeros((rows, shape.outputs), kind)
     frozen = FrozenLinear(64, 32, bias=False)
     frozen.update({name: layer[name] for name in ("weight", "scales", "biases") if name in layer})
@@ -160,18 +171,25 @@ def _timed(layer: nn.QuantizedLinear, rows: int, kind: mx.Dtype) -> Timing:
     found = {}
     for way in ("quantized", "dequantized"):
         frozen.ways = Ways(way, way)
-        found[way] = (_seconds(lambda: frozen.forward(x)), _seconds(lambda: frozen.backward(cotangent)))
+        found[way] = (
+            _seconds(lambda: frozen.forward(x), count),
+            _seconds(lambda: frozen.backward(cotangent), count),
+        )
     weight = dequantized(layer, kind).weight
-    kept = (_seconds(lambda: x @ weight.T), _seconds(lambda: cotangent @ weight))
+    kept = (_seconds(lambda: x @ weight.T, count), _seconds(lambda: cotangent @ weight, count))
     return Timing(found["quantized"], found["dequantized"], kept)
 
 
-def _seconds(product: Callable[[], mx.array]) -> float:
-    """Of one product, the best of some rounds after one that is not counted."""
+def _seconds(product: Callable[[], mx.array], count: int) -> float:
+    """Of one product, the best of some rounds after one that is not counted.
+
+    Args:
+        count: products in a round.
+    """
     best = float("inf")
     for number in range(1 + ROUNDS):
         started = time.perf_counter()
-        mx.eval([product() for _ in range(IN_A_ROW)])
+        mx.eval([product() for _ in range(count)])
         if number:
             best = min(best, time.perf_counter() - started)
-    return round(best / IN_A_ROW, 7)
+    return round(best / count, 7)

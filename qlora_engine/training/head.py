@@ -13,8 +13,10 @@ from mlx import nn
 from mlx_lm.tuner.dora import DoRAEmbedding
 from mlx_lm.tuner.lora import LoRAEmbedding
 
-from qlora_engine.training.frozen import FrozenLinear
+from qlora_engine.training.block_loss import Block, block_loss, blocks_of
+from qlora_engine.training.frozen import DEQUANTIZED, FrozenLinear
 from qlora_engine.training.loss import projected_loss, summed_loss, trained_loss
+from qlora_engine.training.recompute import recomputes
 from qlora_engine.training.segments import Segments
 from qlora_engine.training.tree import flat
 
@@ -40,6 +42,7 @@ class Head:
         self._width = found.output.shape[-1] if found else 0
         self._is_last = found is not None and found.is_result
         self._layer = found.layer if found else None
+        self._blocks = self._blocks_of(self._layer)
 
     def loss(
         self, inputs: mx.array, rows: mx.array, targets: mx.array, count: mx.array, segments: mx.array | None = None
@@ -63,6 +66,8 @@ class Head:
             with self._as(_Mode.SKIP):
                 hidden = self._run(inputs, caches)
             assert self._project is not None  # noqa: S101  # the layer was called: it was found by its being called
+            if self._blocks and self._model.training:
+                return block_loss(self._blocks, hidden[0], targets, valid)
             frozen = isinstance(self._layer, FrozenLinear)
             project = self._layer.for_several(hidden) if frozen else self._project
             of_rows = trained_loss if self._model.training else projected_loss
@@ -90,6 +95,13 @@ class Head:
     def _run(self, inputs: mx.array, caches: list[Segments] | None) -> mx.array:
         result: mx.array = self._model(inputs) if caches is None else self._model(inputs, cache=caches)
         return result
+
+    def _blocks_of(self, layer: nn.Module | None) -> list[Block]:
+        """The output layer in blocks, where it is dequantized for its products and memory is short; or none."""
+        if not isinstance(layer, FrozenLinear) or layer.ways != DEQUANTIZED or not recomputes(self._model):
+            return []
+        blocks = blocks_of(layer, layer.scales.dtype)
+        return blocks if len(blocks) > 1 else []
 
     def _find(self) -> _Seen | None:
         """Tap every layer that might be it, run the model (lazily: nothing is computed), untap all but the one."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Protocol
 
 import mlx.core as mx
 from mlx import nn
@@ -10,6 +12,15 @@ from mlx_lm.tuner.lora import LoRALinear
 
 from qlora_engine.training.dropout import KeyedDropout
 from qlora_engine.training.frozen import FrozenLinear, Ways, backward, forward, use
+
+Watch = Callable[["LowRank", mx.array], object]
+
+
+class Together(Protocol):
+    """Layers that are computed as one."""
+
+    def output(self, member: LowRank, x: mx.array) -> mx.array:
+        """What one of them maps x to."""
 
 
 class LowRank(LoRALinear):
@@ -20,20 +31,41 @@ class LowRank(LoRALinear):
 
     Attributes:
         folded: `lora_b` holds the scale already.
+        siblings: those that it is computed with, if it is.
     """
 
     folded = False
+    siblings: Together | None = None
+    _watch: ClassVar[Watch | None] = None
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map (..., D) to (..., E)."""
+        if LowRank._watch is not None:
+            LowRank._watch(self, x)
+        if self.siblings is not None:
+            return self.siblings.output(self, x)
         a, b = self.lora_a.astype(x.dtype), self.scaled_b(x.dtype)
         return _dropped(self.linear, x, self.dropout(x), a, b) if self.drops else _product(self.linear, x, a, b)
+
+    @staticmethod
+    @contextmanager
+    def watched(watch: Watch) -> Iterator[None]:
+        """Tell `watch` of every call of every such layer, and of its input."""
+        LowRank._watch = watch
+        try:
+            yield
+        finally:
+            LowRank._watch = None
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether in training its input is not the frozen layer's."""
+        return bool(isinstance(self.dropout, KeyedDropout) or self.dropout._p_1 < 1)
 
     @property
     def drops(self) -> bool:
         """Whether its input is not the frozen layer's."""
-        drops = isinstance(self.dropout, KeyedDropout) or self.dropout._p_1 < 1
-        return bool(drops and self.training)
+        return self.has_dropout and self.training
 
     def scaled_b(self, kind: mx.Dtype) -> mx.array:
         """The B matrix with the scale, (rank, E)."""
@@ -84,9 +116,11 @@ def _product(layer: nn.Linear | FrozenLinear, x: mx.array, a: mx.array, b: mx.ar
 
 
 def with_parts(layer: nn.Linear | FrozenLinear, x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
-    """layer(x) + x @ a @ b, and x @ a."""
-    inner = x @ a
-    return _added(forward(layer, x), inner, b), inner
+    """layer(x) + x @ a @ b, and x @ a as (N, rank)."""
+    flat = _flat(x)
+    inner = flat @ a
+    y = mx.addmm(forward(layer, flat), inner, b)
+    return y.reshape(*x.shape[:-1], y.shape[-1]), inner
 
 
 def of_parts(
@@ -97,11 +131,11 @@ def of_parts(
     That of x waits for the others. The gradients of all layers are joined at the end, and until then nothing else
     would ask for them: the inputs of every layer, made again or not, would be there until the last.
     """
-    a, b = ab
+    (a, b), flat, cotangent = ab, _flat(x), _flat(cotangent)
     back = cotangent @ b.T
-    of_a, of_b = _flat(x).T @ _flat(back), _flat(inner).T @ _flat(cotangent)
-    (of_x,) = mx.depends([_added(backward(layer, cotangent), back, a.T)], [of_a, of_b])
-    return of_x, of_a, of_b
+    of_a, of_b = flat.T @ back, inner.T @ cotangent
+    (of_x,) = mx.depends([mx.addmm(backward(layer, cotangent), back, a.T)], [of_a, of_b])
+    return of_x.reshape(x.shape), of_a, of_b
 
 
 def _dropped(layer: nn.Linear | FrozenLinear, x: mx.array, dropped: mx.array, a: mx.array, b: mx.array) -> mx.array:
@@ -109,28 +143,23 @@ def _dropped(layer: nn.Linear | FrozenLinear, x: mx.array, dropped: mx.array, a:
 
     @mx.custom_function
     def product(x: mx.array, dropped: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
-        inner = dropped @ a
-        return _added(forward(layer, x), inner, b), inner
+        inner = _flat(dropped) @ a
+        y = mx.addmm(forward(layer, _flat(x)), inner, b)
+        return y.reshape(*x.shape[:-1], y.shape[-1]), inner
 
     @product.vjp
     def gradients(
         primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
     ) -> tuple[mx.array, ...]:
-        (_, dropped, a, b), cotangent, inner = primals, cotangents[0], outputs[1]
+        (x, dropped, a, b), cotangent, inner = primals, _flat(cotangents[0]), outputs[1]
         back = cotangent @ b.T
-        of_a, of_b = _flat(dropped).T @ _flat(back), _flat(inner).T @ _flat(cotangent)
+        of_a, of_b = _flat(dropped).T @ back, inner.T @ cotangent
         of_x, of_dropped = mx.depends([backward(layer, cotangent), back @ a.T], [of_a, of_b])
-        return of_x, of_dropped, of_a, of_b
+        return of_x.reshape(x.shape), of_dropped.reshape(x.shape), of_a, of_b
 
     result: Any = product(x, dropped, a, b)
     y: mx.array = result[0]
     return y
-
-
-def _added(base: mx.array, left: mx.array, right: mx.array) -> mx.array:
-    """base + left @ right, in one kernel."""
-    result = mx.addmm(_flat(base), _flat(left), right)
-    return result.reshape(base.shape)
 
 
 def _flat(array: mx.array) -> mx.array:

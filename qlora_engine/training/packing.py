@@ -36,7 +36,8 @@ class Packing:
 
     def width(self, inputs: int) -> int:
         """The width of a row of so many inputs."""
-        return self.grid.width(max(inputs, 1))
+        width = self.grid.width(max(inputs, 1))
+        return self.longest if inputs <= self.longest < width else width
 
     def targets(self, documents: Sequence[Document], rows: Rows) -> Targets:
         """The inputs and targets of these rows."""

@@ -68,7 +68,7 @@ def recorded(value: dict[str, Any] | None, asked: str, plan: Plan, backend: str)
 
 def _packing(plan: Plan, backend: str, *, joined: bool, attention: float = NEVER) -> Packing:
     grid = GRID[backend]
-    longest = grid.width(plan.widest)
+    longest = grid.least(plan.widest)
     widest = max(longest, min(FUSED_WIDTH[backend], plan.batch_size * longest))
     return Packing(joined, grid, attention, longest, widest if joined else longest)
 

@@ -25,6 +25,11 @@ def checkpoint_layers(layers: Sequence[nn.Module]) -> None:
                 module.recomputed = True
 
 
+def recomputes(model: nn.Module) -> bool:
+    """Whether any layer of a model is computed again."""
+    return any(isinstance(module, _Recomputed) for _, module in model.named_modules())
+
+
 class _Recomputed(nn.Module):
     """Put before a layer's class: the same layer, recomputed when its gradient is needed."""
 

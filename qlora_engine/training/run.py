@@ -160,6 +160,7 @@ class _Run:
             choices = Choices(job.spec, self.run, log, self.known, lambda: self.pulse.beat(0))
             found = choices.products(found, base, plan, limits)
             found = choices.recomputation(found, base, plan, limits)
+            found = choices.siblings(found, base, plan)
             step = _step(job, base, dropout, compiled=found.compiled)
             found, packing = choices.packing(found, base, plan, step)
         checkpoints = Checkpoints(job, self.run, step, data.hashes, self.ladder, found, log)

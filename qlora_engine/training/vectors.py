@@ -83,7 +83,7 @@ class Group:
         # MLX's gradient of many slices is a sum of as many vectors; it is one concatenation.
         @mx.custom_function
         def apart(vector: mx.array) -> list[mx.array]:
-            return [vector[leaf.start : leaf.end].reshape(leaf.shape) for leaf in self.leaves]
+            return [part.reshape(leaf.shape) for part, leaf in zip(self._parts(vector), self.leaves, strict=True)]
 
         @apart.vjp
         def joined(_vector: mx.array, cotangents: list[mx.array], _outputs: list[mx.array]) -> mx.array:
@@ -91,6 +91,12 @@ class Group:
 
         parts: Any = apart(vector)
         return dict(zip(paths, parts, strict=True))
+
+    def _parts(self, vector: mx.array) -> list[mx.array]:
+        """The numbers of each array: one operation, where a slice for each would be hundreds."""
+        cuts = sorted({cut for leaf in self.leaves for cut in (leaf.start, leaf.end)} - {0, self.length})
+        parts = dict(zip([0, *cuts], mx.split(vector, cuts), strict=True))
+        return [parts[leaf.start] for leaf in self.leaves]
 
 
 class Grouping:

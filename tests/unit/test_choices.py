@@ -20,6 +20,7 @@ from qlora_engine.training.batches import Plan
 from qlora_engine.training.choices import Choices
 from qlora_engine.training.dropout import DropoutKey
 from qlora_engine.training.frozen import FrozenLinear, quantized_layers
+from qlora_engine.training.lowrank import LowRank
 from qlora_engine.training.measured import Measured
 from qlora_engine.training.memory import Limits
 from qlora_engine.training.model import Base, add_adapters, load_folder
@@ -93,6 +94,30 @@ def test_a_run_multiplies_as_it_found_fastest_and_again_so_when_resumed(
     assert ways_of(resumed.base.model) == ways_of(first.base.model)
     other = OnAGpu(tmp_path / "other", model, limit).settle()  # remembered on this machine
     assert other.events[0]["seconds"] == event["seconds"]
+
+
+def test_whether_layers_compute_as_one_is_measured_once(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each way rounds differently, so a resumed run does as before; where memory is short none does."""
+    first = OnAGpu(tmp_path / "run", model, GIGA)
+    monkeypatch.setattr("qlora_engine.training.siblings.measure", lambda *_: (2.0, 1.0))
+    first.found = first.choices.siblings(first.found, first.base, PLAN)
+    assert [(event["event"], event["together"]) for event in first.events] == [("siblings.chosen", True)]
+    monkeypatch.setattr("qlora_engine.training.siblings.measure", None)  # measuring again would fail
+    resumed = OnAGpu(tmp_path / "run", model, GIGA)
+    resumed.found = resumed.choices.siblings(resumed.found, resumed.base, PLAN)
+    assert "siblings.chosen" not in {event["event"] for event in resumed.events}
+    assert siblings_of(resumed.base.model) == siblings_of(first.base.model) > 0
+
+    short = OnAGpu(tmp_path / "short", model, GIGA)
+    short.choices.siblings(replace(short.found, chosen={"recomputed": 1}), short.base, PLAN)
+    assert siblings_of(short.base.model) == 0
+
+
+def siblings_of(model: nn.Module) -> int:
+    """How many layers compute with others."""
+    return sum(isinstance(m, LowRank) and m.siblings is not None for _, m in model.named_modules())
 
 
 def ways_of(model: nn.Module) -> dict[str, Any]:

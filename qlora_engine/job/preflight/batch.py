@@ -9,6 +9,8 @@ from qlora_engine.job.spec import JobSpec
 LEAST_TARGETS = 32
 # Positions that the feed-forward part of a recomputed layer computes at once, where there are over twice as many.
 CHUNK = 4096
+# Of an output layer, dequantized at once where layers are recomputed: memory is short there.
+BLOCK_BYTES = 600 << 20
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Grid:
         """The width of a row of so many inputs."""
         least = self.coarse if inputs > self.wide else self.step
         step = max(least, 1 << max(0, inputs.bit_length() - 5))
+        return max(1, -(-inputs // step)) * step
+
+    def least(self, inputs: int) -> int:
+        """The least width of a row of so many inputs, for the longest row of all: it is one shape in any case."""
+        step = self.coarse if inputs > self.wide else self.step
         return max(1, -(-inputs // step)) * step
 
     def targets(self, count: int, positions: int) -> int:
@@ -79,7 +86,7 @@ class Batch:
         """
         at_once = min(spec.batch_size, rows)
         inputs = max(1, min(longest, spec.max_seq_length) - 1)
-        width = GRID[backend].width(inputs)
+        width = GRID[backend].least(inputs)
         return cls(at_once, width, at_once * min(targets, inputs), float(spec.grad_checkpoint))
 
     def of_rows(self, rows: int) -> Batch:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qlora_engine.job.preflight.backends import LOGITS_BYTES, Backend, Tensors
-from qlora_engine.job.preflight.batch import CHUNK, Batch
+from qlora_engine.job.preflight.batch import BLOCK_BYTES, CHUNK, Batch
 from qlora_engine.job.preflight.shape import Linear, ModelShape
 from qlora_engine.job.spec import JobSpec
 
@@ -249,7 +249,8 @@ class _Job:
         """An output layer of its own in the activations' type, where matrices are dequantized for their product."""
         if self.dequantized or self.backend.name == "cpu" or self.shape.tied:
             return 0.0
-        return self.numbers * self.shape.vocabulary * self.shape.hidden
+        whole = self.numbers * self.shape.vocabulary * self.shape.hidden
+        return whole / math.ceil(whole / BLOCK_BYTES) if self.batch.recompute else whole
 
     def matrix(self) -> float:
         """The largest matrix of a layer in the activations' type, where matrices are dequantized for their product."""
