@@ -169,6 +169,7 @@ def run_case(case: Case, backend: str, seconds: float) -> dict[str, Any]:
     loaded = next((event for event in events if event.get("event") == "model.loaded"), {})
     row: dict[str, Any] = {"case": asdict(case), "backend": backend.partition("-")[0], "config": config}
     row |= {"dequantized": bool(loaded.get("dequantized")), "loaded_gb": loaded.get("memory_gb")}
+    row["kept"] = any(event.get("kept") for event in events if event.get("event") == "products.chosen")
     if not done:
         return row | {"failed": trouble[-1] if trouble else "no report"}
     row |= {"peak_gb": max(event["peak_gb"] for event in done), "tokens_per_second": done[-1]["tokens_per_second"]}
@@ -192,7 +193,8 @@ def estimate_of(row: dict[str, Any], backend: Backend | None = None) -> Estimate
     spec = JobSpec(**{**case.job, **_spec(case)})
     batch = Batch.widest(spec, rows=64, longest=case.length, targets=case.length - 1, backend=row["backend"])
     constants = backend or BACKENDS[row["backend"]]
-    return estimate(spec, ModelShape.of(row["config"]), batch, constants, dequantized=row["dequantized"])
+    shape, kept = ModelShape.of(row["config"]), row.get("kept", False)
+    return estimate(spec, shape, batch, constants, dequantized=row["dequantized"], kept=kept)
 
 
 def calibrated(rows: Sequence[dict[str, Any]], start: Backend) -> Backend:

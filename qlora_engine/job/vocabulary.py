@@ -289,7 +289,7 @@ EVENTS: dict[str, EventType] = {
             "path": "its folder",
             "why": "start, count, time, best, stop, end or rollback",
             "bytes": "in all",
-            "seconds": "it took",
+            "seconds": "that writing took; training goes on meanwhile unless it is the first, the last or a stop",
         },
     ),
     "checkpoint.damaged": EventType(

@@ -9,17 +9,18 @@ import mlx.core as mx
 from qlora_engine.job import durable
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.training import tensor_file
 from qlora_engine.training.step import TrainingStep
-from qlora_engine.training.tree import Tree, flat
+from qlora_engine.training.tree import flat
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
 
 
-def save_adapters(folder: Path, masters: Tree, job: ResolvedJob) -> Path:
-    """Write adapters and their config; each file is replaced at once, never in part.
+def save_adapters(folder: Path, masters: tensor_file.Arrays, job: ResolvedJob) -> Path:
+    """Write adapters and their config; each file is replaced at once, never in part. Touches nothing of MLX.
 
     Args:
-        masters: float32 tree of the trained parameters.
+        masters: float32, the trained parameters by path.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = job.spec.model_dump(mode="json", exclude_none=True)
@@ -30,11 +31,7 @@ def save_adapters(folder: Path, masters: Tree, job: ResolvedJob) -> Path:
         config["lora_parameters"] = None
     durable.write_json(folder / CONFIG, config)
     temporary = folder / f"{durable.TEMPORARY}{WEIGHTS}"
-    # mx.save_safetensors adds the ending if it is not there.
-    temporary = temporary.with_suffix(".safetensors")
-    mx.save_safetensors(str(temporary), flat(masters), metadata={"format": "mlx"})
-    with temporary.open("rb+") as file:
-        durable.sync_file(file.fileno())
+    tensor_file.write(temporary, masters, metadata={"format": "mlx"})
     temporary.rename(folder / WEIGHTS)
     durable.sync_folder(folder)
     return folder

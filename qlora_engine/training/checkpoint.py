@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from qlora_engine.job import durable
 from qlora_engine.job.errors import CheckpointDamaged
+from qlora_engine.training import tensor_file
 
 FORMAT = 2
 ARRAYS, STATE, MANIFEST = "state.safetensors", "trainer.json", "manifest.json"
@@ -28,8 +29,8 @@ class Checkpoint:
     step: int
 
 
-def save(folder: Path, step: int, arrays: Mapping[str, mx.array], trainer: Mapping[str, Any]) -> Checkpoint:
-    """Write a checkpoint. It appears under its name only when all of it is on the disk.
+def save(folder: Path, step: int, arrays: tensor_file.Arrays, trainer: Mapping[str, Any]) -> Checkpoint:
+    """Write a checkpoint. It appears under its name only when all of it is on the disk. Touches nothing of MLX.
 
     Args:
         folder: the run's `checkpoints/`.
@@ -45,11 +46,10 @@ def save(folder: Path, step: int, arrays: Mapping[str, mx.array], trainer: Mappi
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        mx.save_safetensors(str(temporary / ARRAYS), dict(arrays))
+        sha256 = tensor_file.write(temporary / ARRAYS, arrays)
         durable.write_json(temporary / STATE, {"format": FORMAT, "step": step, **trainer})
-        with (temporary / ARRAYS).open("rb+") as file:
-            durable.sync_file(file.fileno())
-        files = {name: _describe(temporary / name) for name in (ARRAYS, STATE)}
+        size = (temporary / ARRAYS).stat().st_size
+        files = {ARRAYS: {"bytes": size, "sha256": sha256}, STATE: _describe(temporary / STATE)}
         durable.write_json(temporary / MANIFEST, _manifest(step, files))
         durable.sync_folder(temporary)
         replaced = folder / f"{durable.TEMPORARY}replaced"

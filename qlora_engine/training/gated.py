@@ -17,6 +17,7 @@ from qlora_engine.training.chunks import in_chunks
 from qlora_engine.training.device import SLOW_EXP, exp, on_cpu
 from qlora_engine.training.frozen import FrozenLinear
 from qlora_engine.training.lowrank import LowRank, of_parts, with_parts
+from qlora_engine.training.siblings import Siblings
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
 # Of the largest output, where the gate is some units wide: other activation functions are further off.
@@ -110,6 +111,49 @@ def _silu_times(gate: mx.array, up: mx.array) -> mx.array:
     return (wide * mx.sigmoid(wide) * up.astype(mx.float32)).astype(gate.dtype)
 
 
+def gated_down_of_both(down: LowRank, both: mx.array) -> mx.array:
+    """The same of gate and up side by side, whose gradient is one array too.
+
+    Args:
+        down: its input is not dropped out.
+        both: (..., 2 D), the gate first.
+    """
+    a, b = down.lora_a.astype(both.dtype), down.scaled_b(both.dtype)
+    layer: nn.Linear | FrozenLinear = down.linear
+
+    @mx.custom_function
+    def product(both: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
+        return with_parts(layer, _silu_times(*mx.split(both, 2, axis=-1)), a, b)
+
+    @product.vjp
+    def backward(
+        primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+    ) -> tuple[mx.array, ...]:
+        (both, a, b), cotangent, inner = primals, cotangents[0], outputs[1]
+        x = _silu_times(*mx.split(mx.depends([both], [cotangent])[0], 2, axis=-1))
+        of_x, of_a, of_b = of_parts(layer, x, inner, (a, b), cotangent)
+        return _gradient_of_both(both, of_x), of_a, of_b
+
+    result: Any = product(both, a, b)
+    y: mx.array = result[0]
+    return y
+
+
+def _gradient_of_both(both: mx.array, cotangent: mx.array) -> mx.array:
+    """That of silu(gate) × up, (..., 2 D), in one kernel: each number is computed as in either half, and one is taken.
+
+    A GPU has time for that while it waits for memory, and the results of two kernels would have to be copied together.
+    """
+    (both,) = mx.depends([both], [cotangent])
+    halves = mx.split(both.reshape(*both.shape[:-1], 2, -1), 2, axis=-2)
+    gate, up, wide = (array.astype(mx.float32) for array in (*halves, mx.expand_dims(cotangent, -2)))
+    share = mx.sigmoid(gate)
+    silu = gate * share
+    slope = mx.where(mx.array([[True], [False]]), up * (share + silu * (1 - share)), silu)
+    gradient: mx.array = (wide * slope).astype(both.dtype).reshape(both.shape)
+    return gradient
+
+
 def _gradients(gate: mx.array, up: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
     """One kernel each: tied to different arrays they share nothing, and a shared sigmoid would be written and read."""
     again, up = mx.depends([gate, up], [cotangent])
@@ -162,14 +206,26 @@ class Gated(nn.Module):
 
 
 def _gated(module: nn.Module, x: mx.array) -> mx.array:
-    gate, up, down = module.gate_proj(x), module.up_proj(x), module.down_proj
+    down, both = module.down_proj, _siblings(module)
+    again = isinstance(down, LowRank) and not down.drops and not on_cpu()
+    if again and both is not None:
+        return gated_down_of_both(down, both.joint(x))
+    gate, up = module.gate_proj(x), module.up_proj(x)
     if on_cpu():
         result: mx.array = down(silu_times(gate, up))
-    elif isinstance(down, LowRank) and not down.drops:
+    elif again:
         result = gated_down(down, gate, up)
     else:
         result = down(fused_silu_times(gate, up))
     return result
+
+
+def _siblings(module: nn.Module) -> Siblings | None:
+    """The gate and what it gates, where they are computed as one."""
+    both = getattr(module.gate_proj, "siblings", None)
+    if not isinstance(both, Siblings) or list(map(id, both.members)) != [id(module.gate_proj), id(module.up_proj)]:
+        return None
+    return both
 
 
 def _same(module: nn.Module) -> mx.array:

@@ -26,13 +26,17 @@ class Loop:
     Attributes:
         trainer: trains a window.
         documents: of each split.
-        save: writes a checkpoint of the step's state at a progress, and says why.
+        save: writes a checkpoint of the step's state at a progress, and says why; it may be written a while later.
+        poll: says what has been written, or raises that it could not be.
+        settle: the same when all has been.
         roll_back: takes the step back to a checkpoint after a progress whose guard has tripped; returns where it is.
     """
 
     trainer: Trainer
     documents: Mapping[Split, Sequence[Document]]
     save: Callable[[Progress, str], None]
+    poll: Callable[[], None]
+    settle: Callable[[], None]
     roll_back: Callable[[Progress], Progress]
 
     def run(self, progress: Progress) -> Progress:
@@ -47,6 +51,7 @@ class Loop:
         while True:
             with ahead(self._windows(progress), self.trainer.prepare) as windows:
                 progress = self._train(windows, progress, clock)
+            self.settle()
             if not progress.guard.tripped:
                 return progress
             progress = self._go_back(progress)
@@ -63,6 +68,7 @@ class Loop:
             if finished or self.trainer.stop.asked:
                 return progress
             assert following is not None  # noqa: S101  # there are windows until all micro-batches are done
+            self.poll()
             window, batches = following
             following = next(windows, None)
             after = self.trainer.train(window, batches, progress, clock, following[1] if following else ())

@@ -124,16 +124,22 @@ def with_parts(layer: nn.Linear | FrozenLinear, x: mx.array, a: mx.array, b: mx.
 
 
 def of_parts(
-    layer: nn.Linear | FrozenLinear, x: mx.array, inner: mx.array, ab: tuple[mx.array, mx.array], cotangent: mx.array
+    layer: nn.Linear | FrozenLinear,
+    x: mx.array,
+    inner: mx.array,
+    ab: tuple[mx.array, mx.array],
+    cotangent: mx.array,
+    *,
+    turned: bool = False,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """The gradients of layer(x) + inner @ b, where inner is x @ a, for x, a and b.
+    """The gradients of layer(x) + inner @ b, where inner is x @ a, for x, a and b; those of a and b transposed or not.
 
     That of x waits for the others. The gradients of all layers are joined at the end, and until then nothing else
     would ask for them: the inputs of every layer, made again or not, would be there until the last.
     """
     (a, b), flat, cotangent = ab, _flat(x), _flat(cotangent)
     back = cotangent @ b.T
-    of_a, of_b = flat.T @ back, inner.T @ cotangent
+    of_a, of_b = (back.T @ flat, cotangent.T @ inner) if turned else (flat.T @ back, inner.T @ cotangent)
     (of_x,) = mx.depends([mx.addmm(backward(layer, cotangent), back, a.T)], [of_a, of_b])
     return of_x.reshape(x.shape), of_a, of_b
 

@@ -26,6 +26,7 @@ CPU_CACHE = 0  # the C library's allocator is a reserve of its own, and one of M
 # mallopt's M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
 ONE_HEAP = ((-8, 1), (-3, 1 << 30), (-1, 1 << 30))
 OUT_OF_MEMORY = ("out of memory", "outofmemory", "insufficient memory", "unable to allocate", "malloc")
+NEGLIGIBLE = 64 << 20  # bytes, whatever the limit
 TIGHT = 0.9  # of the limit: above it the reserve is given back
 
 
@@ -39,6 +40,7 @@ class Limits:
         wired: kept from being paged out; None where the backend knows no such thing.
         device: of the device.
         source: where the limit comes from.
+        asked: the job sets the limit: memory counts for more than time.
     """
 
     limit: int | None
@@ -46,6 +48,7 @@ class Limits:
     wired: int | None
     device: int
     source: str
+    asked: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def limits_of(memory: Memory, device: Device) -> Limits:
         wired=min(limit, device.recommended) if device.wires and limit and device.recommended else None,
         device=device.total,
         source="the job's memory.limit_gb" if memory.limit_gb is not None else "the device",
+        asked=memory.limit_gb is not None,
     )
 
 
@@ -119,6 +123,13 @@ def _keep_one_heap() -> None:
     if sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc":
         for option in ONE_HEAP:
             ctypes.CDLL(None).mallopt(*option)
+
+
+def has_room(limits: Limits, size: int) -> bool:
+    """Whether so many bytes may be held beside what training needs, which is more wherever little is known."""
+    if limits.limit is None or limits.asked:
+        return size <= NEGLIGIBLE
+    return mx.get_peak_memory() + size <= TIGHT * limits.limit
 
 
 def trim(spec: JobSpec, limits: Limits, step: int) -> None:

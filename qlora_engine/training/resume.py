@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
-from qlora_engine.training import checkpoint
+from qlora_engine.training import checkpoint, tensor_file
 from qlora_engine.training.adapters import save_adapters, start_from
+from qlora_engine.training.aside import Aside
 from qlora_engine.training.ladder import Ladder
 from qlora_engine.training.progress import Progress
 from qlora_engine.training.runtime import Runtime
@@ -45,6 +46,8 @@ FREE_KEYS = frozenset(
         "test_batches",
     }
 )
+# Why a checkpoint is written that training can go on without waiting for.
+BESIDE = ("count", "best", "time")
 DEFAULTS = JobSpec().model_dump(mode="json")
 
 
@@ -54,6 +57,7 @@ class Checkpoints:
 
     Attributes:
         hashes: SHA-256 of the data files, as they are now.
+        has_room: whether so many bytes may be held beside what training needs.
     """
 
     job: ResolvedJob
@@ -63,6 +67,11 @@ class Checkpoints:
     ladder: Ladder
     runtime: Runtime
     log: EventLog
+    has_room: Callable[[int], bool]
+    _aside: Aside[dict[str, Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_aside", Aside(lambda saved: self.log.emit("checkpoint.saved", **saved)))
 
     def begin(self) -> Progress:
         """Go on from the newest whole checkpoint, or start.
@@ -84,25 +93,65 @@ class Checkpoints:
         return Progress()
 
     def save(self, progress: Progress, why: str) -> None:
-        """Write a checkpoint and the adapters as they are now; drop old checkpoints."""
-        started = time.perf_counter()
+        """Write a checkpoint and the adapters as they are now; drop old checkpoints.
+
+        One that training does not depend on is written while training goes on, if there is room for a copy.
+
+        Raises:
+            OSError: it cannot be written, or the one before could not; the earlier ones stand.
+        """
         trainer = {
             "progress": progress.as_json(),
             "fingerprint": self._fingerprint(),
             "ladder": self.ladder.as_json(),
             "versions": self.runtime.versions,
         }
-        saved = checkpoint.save(self.run.checkpoints, progress.step, self.step.state(), trainer)
-        save_adapters(self.run.adapters, self.step.masters, self.job)
-        checkpoint.prune(self.run.checkpoints, {progress.best_step, *progress.anchors, *progress.anchor_bests})
-        self.log.emit(
-            "checkpoint.saved",
-            step=saved.step,
-            path=str(saved.path),
-            why=why,
-            bytes=sum(file.stat().st_size for file in saved.path.iterdir()),
-            seconds=round(time.perf_counter() - started, 3),
-        )
+        state = self.step.state()
+        beside = why in BESIDE and self.has_room(tensor_file.size_of(state))
+        self.settle()  # two copies at once would be two too many
+        arrays = tensor_file.on_host(state)
+        kept = {progress.best_step, *progress.anchors, *progress.anchor_bests}
+        self._aside.begin(lambda: self._write(progress.step, why, arrays, trainer, kept))
+        if not beside:
+            self.settle()
+
+    def poll(self) -> None:
+        """Say that a checkpoint has been written beside training, if it has.
+
+        Raises:
+            OSError: it could not be.
+        """
+        self._aside.poll()
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written.
+
+        Raises:
+            OSError: it could not be.
+        """
+        self._aside.wait()
+
+    def _write(
+        self,
+        step: int,
+        why: str,
+        arrays: tensor_file.Arrays,
+        trainer: Mapping[str, Any],
+        kept: Collection[int | None],
+    ) -> dict[str, Any]:
+        started = time.perf_counter()
+        saved = checkpoint.save(self.run.checkpoints, step, arrays, trainer)
+        prefix = "masters."
+        masters = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        save_adapters(self.run.adapters, masters, self.job)
+        checkpoint.prune(self.run.checkpoints, kept)
+        return {
+            "step": saved.step,
+            "path": str(saved.path),
+            "why": why,
+            "bytes": sum(file.stat().st_size for file in saved.path.iterdir()),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
 
     def roll_back(self, tripped: Progress) -> Progress:
         """Go back to a checkpoint from which training was good, with a lower rate, and past the rows that did it.
@@ -113,6 +162,7 @@ class Checkpoints:
         Raises:
             TrainingFailed: no checkpoint is left to go back to.
         """
+        self.settle()
         target = tripped.guard.target_of(tripped.anchors)
         checkpoint.remove_after(self.run.checkpoints, target)
         found = checkpoint.newest(self.run.checkpoints, self._say_damaged)
@@ -141,6 +191,7 @@ class Checkpoints:
         """Put the weights of the lowest validation loss into the step; its step, or None if they cannot be had."""
         if progress.best_step is None:
             return None
+        self.settle()
         best = checkpoint.folder_of(self.run.checkpoints, progress.best_step)
         try:
             checkpoint.check(best)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Literal
 
 import mlx.core as mx
@@ -17,7 +18,7 @@ from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.pulse import Pulse
 from qlora_engine.job.resolved import ResolvedJob
-from qlora_engine.training import memory, runtime, samples
+from qlora_engine.training import memory, runtime, samples, tensor_file
 from qlora_engine.training.adapters import save_adapters
 from qlora_engine.training.choices import Choices
 from qlora_engine.training.dropout import DropoutKey
@@ -37,6 +38,7 @@ from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.stop import StopRequest
 from qlora_engine.training.token_cache import TokenCache
 from qlora_engine.training.trainer import Trainer
+from qlora_engine.training.tree import flat
 
 HURRY_SECONDS = 1.0  # that services have to take the last reports when training was asked to stop
 
@@ -127,7 +129,8 @@ class _Run:
             with self._phase("test"):
                 if loop.evaluate("test", self.job.spec.test_batches, progress.step) is None:
                     return self._say_stopped(progress)
-        adapters = save_adapters(self.run.adapters, checkpoints.step.masters, self.job)
+        masters = tensor_file.on_host(flat(checkpoints.step.masters))
+        adapters = save_adapters(self.run.adapters, masters, self.job)
         self._sample(checkpoints.step, base, prompts, "after")
         self.log.emit(
             "training.done",
@@ -163,7 +166,8 @@ class _Run:
             found = choices.siblings(found, base, plan)
             step = _step(job, base, dropout, compiled=found.compiled)
             found, packing = choices.packing(found, base, plan, step)
-        checkpoints = Checkpoints(job, self.run, step, data.hashes, self.ladder, found, log)
+        room = partial(memory.has_room, limits)
+        checkpoints = Checkpoints(job, self.run, step, data.hashes, self.ladder, found, log, room)
         # Where the job sets a limit, memory counts for more than time.
         short = SHORT if found.compiled and job.spec.memory.limit_gb is None else 0.0
         trainer = Trainer(
@@ -181,7 +185,9 @@ class _Run:
             stop=self.stop,
             pulse=self.pulse,
         )
-        loop = Loop(trainer, data.documents, checkpoints.save, checkpoints.roll_back)
+        loop = Loop(
+            trainer, data.documents, checkpoints.save, checkpoints.poll, checkpoints.settle, checkpoints.roll_back
+        )
         return base, checkpoints, loop
 
     def _choose(self, checkpoints: Checkpoints, progress: Progress) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 
 from qlora_engine.training.frozen import FrozenLinear
@@ -34,19 +35,21 @@ class Siblings:
     def __init__(self, members: Sequence[LowRank]) -> None:
         self.members = tuple(members)
         self._layer = _stacked([member.linear for member in members])
-        ends = list(itertools.accumulate(member.linear.weight.shape[0] for member in members))
-        self._outputs_of = [slice(*pair) for pair in itertools.pairwise([0, *ends])]
-        column = mx.arange(ends[-1])
-        own = [(column >= these.start) & (column < these.stop) for these in self._outputs_of]
-        self._own = mx.stack(own)[:, None]  # bool (n, 1, E)
-        mx.eval(self._own)
+        widths = [member.linear.weight.shape[0] for member in members]
+        self._ends = list(itertools.accumulate(widths))
+        whose = np.repeat(np.arange(len(widths)), widths)  # (E,)
+        self._own = mx.array(whose[:, None] == np.arange(len(widths)))[..., None]  # bool (E, n, 1)
+        self._rows = mx.array(np.arange(len(whose)) * len(widths) + whose)  # of (E × n, rank), those that are not zero
+        mx.eval(self._own, self._rows)
+        self._placed: tuple[mx.array, mx.array] | None = None
         self._input: mx.array | None = None
         self._waiting: dict[int, mx.array] = {}
 
     def output(self, member: LowRank, x: mx.array) -> mx.array:
         """What one of the layers maps x to, (..., D) to (..., E)."""
         if self._input is not x:
-            self._input, self._waiting = x, dict(zip(map(id, self.members), self._outputs(x), strict=True))
+            outputs = mx.split(self.joint(x), self._ends[:-1], axis=-1)
+            self._input, self._waiting = x, dict(zip(map(id, self.members), outputs, strict=True))
         y = self._waiting.pop(id(member))
         if not self._waiting:
             self._input = None
@@ -62,39 +65,43 @@ class Siblings:
         for member in self.members:
             member.siblings = None
 
-    def _outputs(self, x: mx.array) -> list[mx.array]:
-        a_of = [member.lora_a.astype(x.dtype) for member in self.members]
-        b_of = [member.scaled_b(x.dtype) for member in self.members]
-        many, layer = len(self.members), self._layer
+    def joint(self, x: mx.array) -> mx.array:
+        """What all of them map x to, side by side in the order of the members."""
+        layer = self._layer
 
         @mx.custom_function
-        def product(x: mx.array, *ab: mx.array) -> tuple[mx.array, ...]:
-            a, b = self._joined(ab)
-            y, inner = with_parts(layer, x, a, b)
-            return *(y[..., these] for these in self._outputs_of), inner, a, b
+        def product(x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+            blocks = self._blocks(b)
+            return *with_parts(layer, x, a.T, blocks.T), blocks
 
         @product.vjp
         def gradients(
             primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
-        ) -> tuple[mx.array, ...]:
-            inner, a, b = outputs[many:]
-            cotangent = mx.concatenate(list(cotangents[:many]), axis=-1)
-            of_x, of_a, of_b = of_parts(layer, primals[0], inner, (a, b), cotangent)
-            return (
-                of_x,
-                *mx.split(of_a, many, axis=1),
-                *(rows[:, these] for rows, these in zip(mx.split(of_b, many), self._outputs_of, strict=True)),
-            )
+        ) -> tuple[mx.array, mx.array, mx.array]:
+            (x, a, b), (_, inner, blocks) = primals, outputs
+            of_x, of_a, of_blocks = of_parts(layer, x, inner, (a.T, blocks.T), cotangents[0], turned=True)
+            return of_x, of_a, of_blocks.reshape(-1, b.shape[1])[self._rows]
 
-        results: Any = product(x, *a_of, *b_of)
-        return list(results[:many])
+        results: Any = product(x, *(self._placed or self.adapters(x.dtype)))
+        y: mx.array = results[0]
+        return y
 
-    def _joined(self, ab: Sequence[mx.array]) -> tuple[mx.array, mx.array]:
-        """A of (D, n × rank), and B of (n × rank, E) with a block for each layer."""
-        many = len(self.members)
-        a, b = mx.concatenate(list(ab[:many]), axis=1), mx.concatenate(list(ab[many:]), axis=1)
-        blocks = mx.where(self._own, b[None], mx.zeros((), b.dtype))
-        return a, blocks.reshape(-1, b.shape[1])
+    def adapters(self, kind: mx.Dtype) -> tuple[mx.array, mx.array]:
+        """The members' A and B matrices below each other, transposed: (n × rank, D), and (E, rank) with the scale."""
+        a = [member.lora_a.astype(kind).T for member in self.members]
+        return mx.concatenate(a), mx.concatenate([member.scaled_b(kind).T for member in self.members])
+
+    def place(self, a: mx.array, b: mx.array) -> None:
+        """Compute with these for `adapters` until they are displaced."""
+        self._placed = (a, b)
+
+    def displace(self) -> None:
+        """Compute with the members' own again."""
+        self._placed = None
+
+    def _blocks(self, b: mx.array) -> mx.array:
+        """B of all, transposed: (E, n × rank), of which each row has numbers in the columns of its member alone."""
+        return mx.where(self._own, b[:, None], mx.zeros((), b.dtype)).reshape(b.shape[0], -1)
 
 
 def bring_together(model: nn.Module) -> list[Siblings]:
@@ -125,7 +132,13 @@ def measure(groups: Sequence[Siblings], rows: int, kind: mx.Dtype) -> tuple[floa
     apart = _seconds(groups, rows, kind)
     for group in groups:
         group.join()
-    return apart, _seconds(groups, rows, kind)
+        adapters = group.adapters(kind)
+        mx.eval(adapters)
+        group.place(*adapters)
+    together = _seconds(groups, rows, kind)
+    for group in groups:
+        group.displace()
+    return apart, together
 
 
 def faster(apart: float, together: float) -> bool:

@@ -12,11 +12,12 @@ from mlx import nn
 from mlx.utils import tree_map, tree_map_with_path
 
 from qlora_engine.training.dropout import DropoutKey
+from qlora_engine.training.grouping import Grouping
 from qlora_engine.training.head import Head
 from qlora_engine.training.results import MicroBatch, StartedMicroBatch, StartedUpdate, Update
 from qlora_engine.training.targets import Targets
 from qlora_engine.training.tree import Tree, flat
-from qlora_engine.training.vectors import Group, Grouping, Vectors
+from qlora_engine.training.vectors import Group, Vectors
 
 MAX_LOSS = 1e6
 
@@ -24,8 +25,8 @@ MAX_LOSS = 1e6
 class TrainingStep:
     """Owns what training changes: the float32 master weights, the optimizer's state and the window's gradients.
 
-    The masters are cast to the activations' type inside the differentiated function. A float32 LoRA matrix
-    would promote every activation after it to float32; cast, it costs nothing and its gradient is float32 still.
+    The masters are cast to the activations' type before the differentiated function, and its gradients are float32
+    from there on. A float32 LoRA matrix would promote every activation after it to float32; cast, it costs nothing.
 
     The guard sits in the computation: a micro-batch whose loss or gradient is not finite, or whose mean loss is over
     `max_loss`, adds nothing to the window, and an update that is not finite changes nothing.
@@ -171,8 +172,8 @@ class TrainingStep:
         return (group if group and group.joined and array.shape == (group.length,) else None), slot
 
     def _make_accumulate(self, dropout: DropoutKey, max_loss: float) -> Callable[..., Any]:
-        def loss(masters: Vectors, key: mx.array, *targets: mx.array) -> mx.array:
-            self.model.update(self._grouping.cast(masters, folded=True))
+        def loss(pieces: dict[str, mx.array], key: mx.array, *targets: mx.array) -> mx.array:
+            self._grouping.place(pieces)
             dropout.key = key
             return self._head.loss(*targets)
 
@@ -183,11 +184,9 @@ class TrainingStep:
         ) -> tuple[tuple[Vectors, mx.array], mx.array, mx.array, mx.array]:
             gradients, sum_of_counts = window
             count = targets[3]
-            self._grouping.fold(folded=True)  # until the gradient is made: what is recomputed is called then
-            try:
-                total, new = loss_and_gradients(masters, key, *targets)
-            finally:
-                self._grouping.fold(folded=False)
+            with self._grouping.placing():
+                total, of_pieces = loss_and_gradients(self._grouping.pieces(masters), key, *targets)
+            new = self._grouping.gradients(of_pieces)
             at_least_one = mx.maximum(count, 1).astype(mx.float32)
             norm = _norm(new) / at_least_one
             good = mx.isfinite(total) & (total <= max_loss * at_least_one) & mx.isfinite(norm)

@@ -138,6 +138,7 @@ class Process:
         hashes: of the data files.
         layout: in place of the job's own.
         joined: rows may hold several documents.
+        beside: checkpoints are written while training goes on.
         eager: begin every window's first micro-batch before the results of the window before are read.
         keys: of the job.
     """
@@ -151,6 +152,7 @@ class Process:
     layout: Layout | None = None
     joined: bool = False
     eager: bool = False
+    beside: bool = True
     attempt: int = 0
     keys: Mapping[str, Any] = field(default_factory=dict)
 
@@ -190,7 +192,9 @@ class Process:
             iters=self.spec.iters,
             epochs=self.spec.epochs,
         )
-        self.checkpoints = Checkpoints(self.job, self.run, self.step, self.hashes, self.ladder, _runtime(), log)
+        self.checkpoints = Checkpoints(
+            self.job, self.run, self.step, self.hashes, self.ladder, _runtime(), log, lambda _: self.beside
+        )
         short = math.inf if self.eager else 0.0
         trainer = Trainer(
             spec=self.spec,
@@ -208,7 +212,8 @@ class Process:
             pulse=Pulse(None, self.attempt),
         )
         documents = {"train": self.train, "valid": self.valid}
-        self.loop = Loop(trainer, documents, self.checkpoints.save, self.checkpoints.roll_back)
+        saver = self.checkpoints
+        self.loop = Loop(trainer, documents, saver.save, saver.poll, saver.settle, saver.roll_back)
 
     def go(self) -> Progress:
         """Go on from the newest checkpoint to the end or the stop."""

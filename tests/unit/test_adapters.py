@@ -20,6 +20,7 @@ from qlora_engine.training.dropout import DropoutKey
 from qlora_engine.training.model import Base, activation_type, add_adapters, load_folder
 from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.targets import Targets
+from qlora_engine.training.tensor_file import on_host
 from qlora_engine.training.tree import flat
 from support import tiny
 from support.small import training_step
@@ -74,7 +75,7 @@ def test_mlx_lm_loads_the_result_as_it_is(models: dict[str, Path], tmp_path: Pat
     job = job_of(model, **KINDS[kind])
     base, step = prepared(job)
     train(step)
-    save_adapters(tmp_path / "adapters", step.masters, job)
+    save_adapters(tmp_path / "adapters", on_host(flat(step.masters)), job)
     ours = step.sync_model()
     ours.eval()
     theirs = load_adapters(load_model(model)[0], str(tmp_path / "adapters"))
@@ -90,7 +91,7 @@ def test_the_config_holds_what_mlx_lm_writes(models: dict[str, Path], tmp_path: 
     """Other tools read it too: to fuse, to convert, to serve."""
     job = job_of(models["quantized"], lora_parameters={"rank": 4, "scale": 8.0, "dropout": 0.1})
     _, step = prepared(job)
-    folder = save_adapters(tmp_path / "adapters", step.masters, job)
+    folder = save_adapters(tmp_path / "adapters", on_host(flat(step.masters)), job)
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["fine_tune_type"] == "lora"
     assert config["num_layers"] == -1
@@ -106,7 +107,7 @@ def test_the_saved_scale_is_the_one_in_effect(models: dict[str, Path], tmp_path:
     job = job_of(models["quantized"], lora_parameters={"rank": 9, "scale": 2.0, "rank_stabilized": True})
     base, step = prepared(job)
     assert base.model.layers[0].self_attn.q_proj.scale == 6.0
-    folder = save_adapters(tmp_path, step.masters, job)
+    folder = save_adapters(tmp_path, on_host(flat(step.masters)), job)
     saved = json.loads((folder / "adapter_config.json").read_text())["lora_parameters"]
     assert (saved["scale"], saved["rank_stabilized"]) == (6.0, False)
 
@@ -115,10 +116,10 @@ def test_saving_again_replaces(models: dict[str, Path], tmp_path: Path) -> None:
     """Each checkpoint writes them anew."""
     job = job_of(models["quantized"])
     _, step = prepared(job)
-    save_adapters(tmp_path, step.masters, job)
+    save_adapters(tmp_path, on_host(flat(step.masters)), job)
     before = (tmp_path / "adapters.safetensors").read_bytes()
     train(step)
-    save_adapters(tmp_path, step.masters, job)
+    save_adapters(tmp_path, on_host(flat(step.masters)), job)
     assert (tmp_path / "adapters.safetensors").read_bytes() != before
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -129,7 +130,7 @@ def test_an_earlier_result_is_a_start(models: dict[str, Path], tmp_path: Path, k
     job = job_of(models["quantized"], fine_tune_type=kind)
     _, first = prepared(job)
     train(first)
-    file = save_adapters(tmp_path, first.masters, job) / "adapters.safetensors"
+    file = save_adapters(tmp_path, on_host(flat(first.masters)), job) / "adapters.safetensors"
     _, second = prepared(job_of(models["quantized"], fine_tune_type=kind, seed=9))
     fresh = {name: np.array(array) for name, array in second.state().items() if name.startswith("optimizer.")}
     start_from(file, second)

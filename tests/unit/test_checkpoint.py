@@ -19,6 +19,7 @@ import pytest
 from qlora_engine.job import durable
 from qlora_engine.job.errors import CheckpointDamaged
 from qlora_engine.training import checkpoint
+from qlora_engine.training.tensor_file import on_host
 
 NAMES = (checkpoint.ARRAYS, checkpoint.STATE, checkpoint.MANIFEST)
 
@@ -33,7 +34,7 @@ def arrays(step: int) -> dict[str, mx.array]:
 
 def save(folder: Path, *steps: int) -> None:
     for step in steps:
-        checkpoint.save(folder, step, arrays(step), {"progress": {"step": step, "loss": 0.1 + 0.2}})
+        checkpoint.save(folder, step, on_host(arrays(step)), {"progress": {"step": step, "loss": 0.1 + 0.2}})
 
 
 def find(folder: Path) -> tuple[int | None, list[int]]:
@@ -182,13 +183,14 @@ import sys
 import mlx.core as mx
 from pathlib import Path
 from qlora_engine.training import checkpoint
+from qlora_engine.training.tensor_file import on_host
 folder = Path(sys.argv[1])
 step = 0
 while True:
     step += 1
     made = {"masters.a": mx.full((3, 4), step, mx.float32), "optimizer.step": mx.array(step, mx.uint64),
             "optimizer.empty": mx.zeros((0,))}
-    checkpoint.save(folder, step, made, {"progress": {"step": step, "loss": 0.1 + 0.2}})
+    checkpoint.save(folder, step, on_host(made), {"progress": {"step": step, "loss": 0.1 + 0.2}})
     print(step, flush=True)
     checkpoint.prune(folder, ())
 """

@@ -410,6 +410,7 @@ def test_the_best_checkpoint_of_the_past_is_there_when_training_goes_back_to_it(
         progress = replace(progress, step=step, best_step=best, guard=Guard(last_good=step))
         progress = progress.after_save(by_count=by_count)
         made.checkpoints.save(progress, "count" if by_count else "best")
+    made.checkpoints.settle()
     kept = {found.step for found in checkpoint.listed(made.run.checkpoints)}
     assert kept == {6, 8, 12, 14, 15, 16}
     back = made.checkpoints.roll_back(replace(progress, guard=Guard(last_good=16, dropped=(16, 17, 18, 19, 20))))

@@ -11,9 +11,11 @@ from mlx import nn
 from mlx_lm.models import qwen2
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from qlora_engine.training import gated
 from qlora_engine.training.dropout import DropoutKey, step_key
 from qlora_engine.training.frozen import Ways, keep_dequantized, quantized_layers, use
 from qlora_engine.training.lowrank import LowRank, replace_lora
+from qlora_engine.training.recompute import checkpoint_layers
 from qlora_engine.training.siblings import bring_together, faster, measure
 from support.small import assert_close, assert_same, llama_model, masters, targets, training_step, window_gradients
 from support.small import with_adapters as adapted
@@ -69,6 +71,24 @@ def test_a_step_learns_the_same(make: Any, way: Ways | str | None) -> None:
         step.sync_model()
         found.append(({"loss": np.array([loss, step.loss(targets(3, 9, seed=5))])}, gradients, masters(step)))
     for index, tolerance in enumerate((1e-6, 2e-5, 2e-3)):
+        assert_close(found[1][index], found[0][index], tolerance)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_a_gated_part_learns_the_same(recomputed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU its two branches stay side by side, and so do their gradients."""
+    monkeypatch.setattr(gated, "on_cpu", lambda: False)
+    found = []
+    for together in (False, True):
+        model = prepared(llama_model(), "kept")
+        assert gated.replace_gated(model) == 2
+        assert not together or bring_together(model)
+        if recomputed:
+            checkpoint_layers(model.layers)
+        step = training_step(model)
+        loss = step.micro_batch(targets(4, 12), KEY).loss
+        found.append(({"loss": np.array(loss)}, window_gradients(step)))
+    for index, tolerance in enumerate((1e-6, 2e-5)):
         assert_close(found[1][index], found[0][index], tolerance)
 
 
@@ -134,3 +154,15 @@ def test_being_together_must_be_worth_its_memory() -> None:
     """A gain within the noise of timing is none."""
     assert faster(1.0, 0.9)
     assert not faster(1.0, 0.99)
+
+
+def test_a_part_that_asks_for_its_gate_last_is_no_pair_of_branches() -> None:
+    """Side by side in another order, the gate would be taken for what it gates."""
+    model = prepared(llama_model(layers=1), "kept")
+    mlp = model.layers[0].mlp
+    attention, branches = bring_together(model)
+    assert gated._siblings(mlp) is branches
+    mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
+    assert gated._siblings(mlp) is None
+    mlp.gate_proj, mlp.up_proj = attention.members[:2]
+    assert gated._siblings(mlp) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qlora_engine.training import tensor_file
 from qlora_engine.training.dropout import step_key
 from qlora_engine.training.ladder import Layout
 from qlora_engine.training.results import StartedMicroBatch
@@ -194,7 +196,8 @@ def test_what_is_begun_early_changes_nothing(quick_path: Path, accumulation: int
         rows[number].tokens[2] = VOCABULARY  # which is dropped before it is computed
     found = []
     for eager in (False, True):
-        made = Process(quick_path / str(eager), rows, valid=numbered(3, seed=1), eager=eager, keys=keys)
+        folder, valid = quick_path / str(eager), numbered(3, seed=1)
+        made = Process(folder, rows, valid=valid, eager=eager, beside=False, keys=keys)
         progress = made.go()
         told = [(e["event"], e.get("step"), repr(e.get("loss")), e.get("value")) for e in (*made.events, *made.metrics)]
         found.append((repr(progress), made.state, told))
@@ -220,3 +223,40 @@ def test_the_next_micro_batch_is_begun_before_the_one_before_is_read(quick_path:
     made.step.start = starts  # type: ignore[method-assign]
     assert made.go().step == 6
     assert read == ([0, 0, 1, 2, 3, 4] if eager else [0, 1, 2, 3, 4, 5])
+
+
+def test_a_checkpoint_beside_training_is_the_one_that_training_waited_for(quick_path: Path) -> None:
+    """It holds the weights of its step, however far training has gone on when they are written."""
+    keys = {"save_every": 2, "keep": "last"}
+    found = []
+    for beside in (False, True):
+        made = Process(quick_path / str(beside), numbered(ROWS), beside=beside, keys=keys)
+        made.go()
+        saved = sorted((event["step"], event["why"]) for event in made.said("checkpoint.saved"))
+        files = {
+            file.relative_to(made.run.path): file.read_bytes()
+            for folder in (made.run.checkpoints, made.run.adapters)
+            for file in folder.rglob("*.safetensors")
+        }
+        assert len(files) == 4
+        found.append((saved, files))
+    assert found[0] == found[1]
+
+
+def test_a_disk_that_is_full_ends_training_though_it_did_not_wait(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run could come to its end with checkpoints that are hours old."""
+
+    def full(path: Path, arrays: Any, metadata: Any = None) -> str:
+        if "step-000004" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(path, arrays, metadata)
+
+    whole = tensor_file.write
+    monkeypatch.setattr(tensor_file, "write", full)
+    made = Process(quick_path, numbered(ROWS))
+    with pytest.raises(OSError, match="No space"):
+        made.go()
+    assert [event["step"] for event in made.said("checkpoint.saved")] == [0]
+    assert [path.name for path in made.run.checkpoints.iterdir()] == ["step-000000"]

@@ -82,7 +82,7 @@ CUDA = Backend(
     working=Tensors(hidden=3, query=3, key=3, mlp=4),
     again=0.0,
     logits=3.0,
-    chunks=2.0,
+    chunks=3.0,
     ahead=1 << 30,
     slack=1.03,
 )

@@ -47,13 +47,16 @@ class Estimate:
         return self.total <= limit
 
 
-def estimate(spec: JobSpec, shape: ModelShape, batch: Batch, backend: Backend, *, dequantized: bool) -> Estimate:
+def estimate(
+    spec: JobSpec, shape: ModelShape, batch: Batch, backend: Backend, *, dequantized: bool, kept: bool = False
+) -> Estimate:
     """The peak memory of training.
 
     Args:
         dequantized: quantized weights are made float32 when they are loaded, as on the CPU where they fit.
+        kept: matrices are dequantized before training, as on a GPU where that is faster and there is room.
     """
-    job = _Job(spec, shape, batch, backend, dequantized)
+    job = _Job(spec, shape, batch, backend, dequantized, kept)
     moments = {
         "load": job.load(),
         "loss": job.loss(),
@@ -131,6 +134,7 @@ class _Job:
     batch: Batch
     backend: Backend
     dequantized: bool
+    kept_whole: bool
 
     # The moments
 
@@ -205,7 +209,11 @@ class _Job:
 
     @property
     def weights(self) -> float:
-        return weight_bytes(self.spec, self.shape, dequantized=self.dequantized)
+        quantized = weight_bytes(self.spec, self.shape, dequantized=self.dequantized)
+        if not self.kept_whole:
+            return quantized
+        embeddings = self.shape.vocabulary * self.shape.hidden
+        return quantized + (self.numbers - quantized / self.shape.parameters) * (self.shape.parameters - embeddings)
 
     @property
     def trained(self) -> float:
@@ -247,14 +255,14 @@ class _Job:
 
     def output_matrix(self) -> float:
         """An output layer of its own in the activations' type, where matrices are dequantized for their product."""
-        if self.dequantized or self.backend.name == "cpu" or self.shape.tied:
+        if self.dequantized or self.kept_whole or self.backend.name == "cpu" or self.shape.tied:
             return 0.0
         whole = self.numbers * self.shape.vocabulary * self.shape.hidden
         return whole / math.ceil(whole / BLOCK_BYTES) if self.batch.recompute else whole
 
     def matrix(self) -> float:
         """The largest matrix of a layer in the activations' type, where matrices are dequantized for their product."""
-        if self.dequantized or self.backend.name == "cpu":
+        if self.dequantized or self.kept_whole or self.backend.name == "cpu":
             return 0.0
         return self.numbers * max(linear.inputs * linear.outputs for linear in self.shape.linears)
 
