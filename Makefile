@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # On Linux MLX needs a backend: cpu (default) or cuda13. On a Mac the plain wheel holds Metal.
 BACKEND ?= cpu
 
-.PHONY: setup demo test test-fast check format docs clean
+.PHONY: setup demo test test-fast test-external fuzz faults check format docs clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,24 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest tests/unit
+
+# The same daemon against a server of your own, which must have nothing else in it: a test wipes it.
+#   make test-external REDIS_URL=redis://:password@127.0.0.1:6379/0
+test-external: $(STAMP)
+	@test -n "$(REDIS_URL)" || { echo 'Name the server: make test-external REDIS_URL=redis://:password@127.0.0.1:6379/0'; exit 64; }
+	QLORAD_REDIS_URL='$(REDIS_URL)' $(BIN)/python -m pytest tests/integration tests/acceptance/test_first_light.py -m "not embedded"
+
+# Job files that are nearly right, drawn anew each time; `make test` holds a fixed few hundred of them.
+FILES ?= 5000
+
+fuzz: $(STAMP)
+	QLORA_TEST_FILES=$(FILES) $(BIN)/python -m pytest tests/unit/test_malformed.py
+
+# Half an hour on two cores; a table at the end, and docs/faults.md. SEED=N repeats the order of an earlier run.
+COUNT ?= 200
+
+faults: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m faults --count $(COUNT) $(if $(SEED),--seed $(SEED)) --write
 
 check: $(STAMP)
 	$(BIN)/ruff check .

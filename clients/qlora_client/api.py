@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_client.follow import LOOK_SECONDS, LastLine, follow_job, read_events
 from qlora_client.progress import Progress, after, progress_of
 from qlora_client.records import find_job, list_records, load_record
-from qlora_engine.job.errors import Exit, JobRejected, QloradError
+from qlora_engine.job.errors import DaemonUnavailable, Exit, JobRejected, QloradError
 from qlora_engine.job.events import Event
 from qlora_engine.job.folder import Home, RunFolder
 from qlora_engine.job.jobfile import SUFFIXES, read_job_file
-from qlora_engine.job.record import JobRecord
+from qlora_engine.job.pause import Pause
+from qlora_engine.job.record import JobRecord, utc_now
 from qlora_engine.job.states import State
-from qlora_worker.queue import Requests
+from qlora_engine.job.text import plain
+from qlora_engine.job.turn import why_it_waits
+from qlora_worker import letters
+from qlora_worker.letters import Letter
+from qlora_worker.messages import Kind, Submission
+from qlora_worker.queue import Requests, new_key
 from qlora_worker.settings import Settings
 
 # The daemon answers a submission when the job is examined, which may ask the model hub.
 SUBMIT_SECONDS = 660.0
-CANCEL_SECONDS = 30.0
+ANSWER_SECONDS = 30.0
 
 
 class NoJobFile(JobRejected):
@@ -39,6 +46,14 @@ class WaitEnded(QloradError):
     """The job was not final when the time to wait was over; it goes on."""
 
     exit_code = Exit.TEMPFAIL
+
+
+@dataclass(frozen=True)
+class LeftBehind:
+    """A submission that lies in the watched folder, since the daemon did not answer for this reason."""
+
+    path: Path
+    reason: DaemonUnavailable
 
 
 class Client:
@@ -62,11 +77,12 @@ class Client:
         """The home's folders."""
         return self.settings.folders
 
-    def submit(self, path: str | Path, *, timeout: float = SUBMIT_SECONDS) -> str:
+    def submit(self, path: str | Path, *, again: bool = False, timeout: float = SUBMIT_SECONDS) -> str:
         """Hand a job file to the daemon; relative paths in it start from its folder.
 
         Args:
             path: a job file, or a folder that holds job.yaml, job.yml, job.json or job.toml.
+            again: even if a job just like it has not ended yet.
             timeout: seconds to wait for the daemon's answer.
 
         Returns:
@@ -76,11 +92,32 @@ class Client:
             JobRejected: it is not a valid job; says what, where, and the remedy.
             DaemonUnavailable: the daemon does not run or does not answer.
         """
-        file = job_file_in(Path(path).expanduser())
-        # Read behind links, which are refused only where somebody else may have put them.
-        text, _ = read_job_file(file.resolve())
-        payload = {"text": text, "name": file.name, "base": str(file.absolute().parent)}
-        answer = Requests.of(self.settings).ask("submit", payload, timeout)
+        return self._ask_to_run(Letter(key=new_key(), submission=_submission(Path(path), again=again)), timeout)
+
+    def submit_or_leave(
+        self, path: str | Path, *, again: bool = False, timeout: float = SUBMIT_SECONDS
+    ) -> str | LeftBehind:
+        """`submit`, but where the daemon does not answer the job is left in the watched folder.
+
+        The daemon takes it from there when it runs. Both ways carry the same key: a submission that was only
+        not answered in time runs once.
+
+        Returns:
+            The job's id, or where the submission lies and why.
+
+        Raises:
+            JobRejected: it is not a valid job.
+            OSError: the watched folder cannot be written.
+        """
+        letter = Letter(key=new_key(), submission=_submission(Path(path), again=again))
+        try:
+            return self._ask_to_run(letter, timeout)
+        except DaemonUnavailable as reason:
+            return LeftBehind(letters.leave(self.home, letter), reason)
+
+    def _ask_to_run(self, letter: Letter, timeout: float) -> str:
+        payload = letter.submission.model_dump()
+        answer = Requests.of(self.settings).ask("submit", payload, timeout, key=letter.key)
         answer.raise_if_refused()
         if answer.job is None:
             raise JobRejected("The daemon accepted the job but did not name it.", remedy="Look with `qlora ls`.")
@@ -101,6 +138,13 @@ class Client:
     def job(self, id_part: str) -> JobRecord:
         """The job's record. Raises `NoSuchJob`."""
         return load_record(self.run(id_part))
+
+    def waits_for(self, id_part: str) -> str | None:
+        """What a queued job waits for, in words; None for a job in another state. Raises `NoSuchJob`."""
+        job = self.job(id_part)
+        if job.state is not State.QUEUED:
+            return None
+        return why_it_waits(job, self.jobs(), Pause.load(self.home.pause), utc_now())
 
     def events(self, id_part: str, *, follow: bool = False) -> Iterator[Event]:
         """What happened to the job, oldest first.
@@ -142,9 +186,63 @@ class Client:
                 where=str(self.home.run(record.id).path),
                 remedy=f"Nothing needs to be done; `qlora show {record.id}` shows its result.",
             )
-        answer = Requests.of(self.settings).ask("cancel", {"job": record.id}, CANCEL_SECONDS)
+        answer = Requests.of(self.settings).ask("cancel", {"job": record.id}, ANSWER_SECONDS)
         answer.raise_if_refused()
         return self.job(record.id)
+
+    def hold(self, id_part: str) -> JobRecord:
+        """Let the job wait for a person; a running one stops at a checkpoint.
+
+        Raises:
+            NoSuchJob: no job, or more than one, has such an id.
+            WrongState: the job has ended.
+            DaemonUnavailable: the daemon does not run or does not answer.
+        """
+        return self._ask("hold", id_part)
+
+    def release(self, id_part: str) -> JobRecord:
+        """Let a held job go on; it waits no longer for jobs that did not end well. Raises as `hold` does."""
+        return self._ask("release", id_part)
+
+    def retry(self, id_part: str) -> JobRecord:
+        """Let a job that failed or was cancelled go on from its checkpoint. Raises as `hold` does."""
+        return self._ask("retry", id_part)
+
+    def prioritise(self, id_part: str, priority: int | None = None, *, urgent: bool | None = None) -> JobRecord:
+        """Change a job's place in the queue. Raises as `hold` does.
+
+        Args:
+            id_part: of the job's id.
+            priority: -100 to 100, the highest goes first; None leaves it.
+            urgent: it goes before all others, and the running job stops for it; None leaves it.
+        """
+        return self._ask("prioritise", id_part, priority=priority, urgent=urgent)
+
+    def pause(self, seconds: float | None = None) -> str:
+        """Have nothing start, for a time or until `resume`; the running job stops at a checkpoint.
+
+        Returns:
+            What holds now, in words.
+
+        Raises:
+            DaemonUnavailable: the daemon does not run or does not answer.
+        """
+        return self._ask_queue("pause", {"seconds": seconds})
+
+    def resume(self) -> str:
+        """End the pause. Returns and raises as `pause` does."""
+        return self._ask_queue("resume", {})
+
+    def _ask(self, kind: Kind, id_part: str, **more: object) -> JobRecord:
+        record = self.job(id_part)
+        answer = Requests.of(self.settings).ask(kind, {"job": record.id, **more}, ANSWER_SECONDS)
+        answer.raise_if_refused()
+        return self.job(record.id)
+
+    def _ask_queue(self, kind: Kind, payload: dict[str, object]) -> str:
+        answer = Requests.of(self.settings).ask(kind, payload, ANSWER_SECONDS)
+        answer.raise_if_refused()
+        return answer.what or ""
 
     def wait(self, id_part: str, timeout: float | None = None) -> JobRecord:
         """Wait until the job is final.
@@ -164,6 +262,27 @@ class Client:
                 )
             time.sleep(LOOK_SECONDS)  # the record is a file; see `follow.LOOK_SECONDS`
         return record
+
+
+def _submission(path: Path, *, again: bool) -> Submission:
+    file = job_file_in(path.expanduser())
+    # Read behind links, which are refused only where somebody else may have put them.
+    text, _ = read_job_file(file.resolve())
+    base = str(file.absolute().parent)
+    try:
+        base.encode()
+    except UnicodeEncodeError:
+        raise JobRejected(
+            "The path of the job file's folder is not UTF-8, so it cannot be sent.",
+            where=ascii(base),
+            remedy="Rename the folder, or drop the job folder into the watched folder.",
+        ) from None
+    return Submission(text=text, name=_sendable(file), base=base, again=again)
+
+
+def _sendable(file: Path) -> str:
+    """The file's name without what no terminal should see, short enough, with its ending."""
+    return f"{plain(file.stem, 150) or 'job'}{file.suffix}"
 
 
 def job_file_in(path: Path) -> Path:

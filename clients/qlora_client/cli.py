@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from qlora_client.api import Client
+    from qlora_engine.job.record import JobRecord
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
 # ruff: noqa: PLC0415
@@ -65,14 +66,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 def submit(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A job file, or a folder that holds job.yaml.")],
+    again: Annotated[bool, typer.Option("--again", help="Even if a job just like it has not ended yet.")] = False,
 ) -> None:
     """Hand a job file to the daemon and print the job's id.
 
-    Relative paths in the file start from its folder. Watch the job with `qlora logs -f ID`.
+    Relative paths in the file start from its folder. Watch the job with `qlora logs -f ID`. Where the daemon does not
+    answer, the job is left in the watched folder for when it runs, and no id is printed.
     """
-    job_id = _client().submit(file)
-    typer.echo(job_id)
-    _note(f"Watch it: qlora logs -f {job_id}")
+    submitted = _client().submit_or_leave(file, again=again)
+    if isinstance(submitted, str):
+        typer.echo(submitted)
+        _note(f"Watch it: qlora logs -f {submitted}")
+        return
+    _note(f"{submitted.reason.what} The job waits in {submitted.path} and is taken from there, once.")
+    _note("Start the daemon: qlorad. Then look: qlora ls")
 
 
 @app.command()
@@ -103,11 +110,11 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first. One in full: `qlora show ID`."""
-    from qlora_client.records import list_records
+    from qlora_client.listing import overview
 
-    listing = list_records(_home(), None if every else LISTED)
+    listing = overview(_plain_home(), None if every else LISTED)
     if as_json:
-        _print_json([job.model_dump(mode="json") for job in listing.jobs])
+        _print_json([job.record for job in listing.jobs])
     elif listing.jobs:
         from qlora_client.views import make_console, print_jobs
 
@@ -118,6 +125,13 @@ def list_jobs(
         _note("There are no jobs yet. Make one: qlora submit FILE")
     elif not every and listing.total > len(listing.jobs) + len(listing.unreadable):
         _note(f"The newest {len(listing.jobs)} of {listing.total} jobs. All of them: qlora ls --all")
+    if (pause := _plain_home().pause).exists():
+        from datetime import UTC, datetime
+
+        from qlora_engine.job.pause import Pause
+
+        if (queue := Pause.load(pause)).holds(datetime.now(UTC)):
+            _note(f"{str(queue).capitalize()}.")
 
 
 @app.command()
@@ -131,13 +145,14 @@ def show(job: JobId, as_json: AsJson = False) -> None:
     if as_json:
         import dataclasses
 
-        shown = {"progress": dataclasses.asdict(progress), "folder": str(run.path)}
+        waits = client.waits_for(record.id)
+        shown = {"progress": dataclasses.asdict(progress), "folder": str(run.path), "waits_for": waits}
         _print_json({**record.model_dump(mode="json"), **shown})
         return
     from qlora_client.views import job_view
 
     reports = [event for event in client.events(record.id) if event["event"] == "training.report"]
-    _console().print(job_view(record, run, progress, reports))
+    _console().print(job_view(record, run, progress, reports, client.waits_for(record.id)))
 
 
 @app.command()
@@ -183,7 +198,7 @@ def write_report(
 
 
 @app.command()
-def cancel(job: JobId) -> None:
+def cancel(job: JobId, as_json: AsJson = False) -> None:
     """Cancel a job.
 
     A running one stops at a checkpoint first; its checkpoints stay. What it said: `qlora logs ID`.
@@ -199,7 +214,112 @@ def cancel(job: JobId) -> None:
         except WaitEnded:
             _note(f"It is still {record.state}; see how it goes on: qlora logs -f {record.id}")
             raise typer.Exit(Exit.TEMPFAIL) from None
+    if as_json:
+        _print_json(record.model_dump(mode="json"))
+    else:
+        typer.echo(f"{record.id} {record.state}")
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show how the service stands: the daemon, its processes, the queue, the jobs.
+
+    Exits with 69 when something does not run. What happened: `qlora logs`.
+    """
+    from qlora_client import status as service
+
+    found = service.standing(_home())
+    if as_json:
+        _print_json(service.as_json(found))
+    else:
+        for line in service.lines(found):
+            typer.echo(line)
+    raise typer.Exit(found.exit_code)
+
+
+@app.command()
+def hold(job: JobId, as_json: AsJson = False) -> None:
+    """Let a job wait until it is released.
+
+    A running one stops at a checkpoint. Let it go on: `qlora release ID`.
+    """
+    _print_record(_client().hold(job), as_json=as_json)
+
+
+@app.command()
+def release(job: JobId, as_json: AsJson = False) -> None:
+    """Let a held job go on.
+
+    It waits no longer for jobs that failed or were cancelled, and may train for its `max_runtime` again.
+    """
+    _print_record(_client().release(job), as_json=as_json)
+
+
+@app.command()
+def retry(job: JobId, as_json: AsJson = False) -> None:
+    """Let a job that failed or was cancelled go on from its checkpoint, as the same job."""
+    _print_record(_client().retry(job), as_json=as_json)
+
+
+@app.command()
+def prioritise(
+    job: JobId,
+    priority: Annotated[
+        int | None, typer.Argument(min=-100, max=100, metavar="[PRIORITY]", help="-100 to 100; the highest goes first.")
+    ] = None,
+    *,
+    urgent: Annotated[
+        bool | None, typer.Option("--urgent/--not-urgent", help="Before all others; the running job stops for it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a job's place in the queue. What waits: `qlora ls`."""
+    if priority is None and urgent is None:
+        raise typer.BadParameter("Give a priority, --urgent or --not-urgent.")
+    _print_record(_client().prioritise(job, priority, urgent=urgent), as_json=as_json)
+
+
+@app.command()
+def pause(
+    how_long: Annotated[str | None, typer.Option("--for", help="30m, 2h30m, 1d. [default: until resumed]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have no job start; the running one stops at a checkpoint and goes on afterwards.
+
+    End it: `qlora resume`.
+    """
+    from qlora_engine.job.when import seconds_of
+
+    try:
+        seconds = None if how_long is None else seconds_of(how_long)
+    except ValueError as error:
+        raise typer.BadParameter(f"{how_long!r:.40} {error}.", param_hint="--for") from None
+    _print_pause(_client().pause(seconds), as_json=as_json)
+
+
+@app.command()
+def resume(as_json: AsJson = False) -> None:
+    """End a pause of the queue."""
+    _print_pause(_client().resume(), as_json=as_json)
+
+
+def _print_record(record: JobRecord, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(record.model_dump(mode="json"))
+        return
     typer.echo(f"{record.id} {record.state}")
+    if record.reason:
+        _note(record.reason)
+
+
+def _print_pause(what: str, *, as_json: bool) -> None:
+    if as_json:
+        from qlora_engine.job.pause import Pause
+
+        pause = Pause.load(_home().pause)
+        _print_json({"paused": pause.paused, "until": pause.until.isoformat() if pause.until else None})
+    else:
+        typer.echo(what)
 
 
 @models_app.command("add")
@@ -319,7 +439,7 @@ def _home() -> Home:
 
 
 def _plain_home() -> Home:
-    """The home without the settings' checks, which may be what failed."""
+    """The home without the settings' checks, which cost time and may be what failed."""
     return Home(Path(os.environ.get("QLORAD_HOME") or "~/qlora").expanduser().absolute())
 
 

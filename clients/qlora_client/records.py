@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
+from qlora_client.listing import job_ids
 from qlora_engine.job.errors import NoSuchJob, QloradError
-from qlora_engine.job.folder import JOB_ID, Home, RunFolder
+from qlora_engine.job.folder import Home, RunFolder
 from qlora_engine.job.record import JobRecord
 
 _SHOWN_CANDIDATES = 8
@@ -23,15 +23,6 @@ class Listing:
     jobs: list[JobRecord]
     total: int
     unreadable: list[str]
-
-
-def job_ids(home: Home) -> list[str]:
-    """The ids of all jobs, newest first; an id begins with the time of its job."""
-    try:
-        names = os.listdir(home.runs)  # noqa: PTH208  # Path objects for 10,000 entries cost more than the listing
-    except FileNotFoundError:
-        return []
-    return sorted((name for name in names if JOB_ID.fullmatch(name)), reverse=True)
 
 
 def list_records(home: Home, limit: int | None = None) -> Listing:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +16,7 @@ from qlora_client.api import job_file_in
 from qlora_client.failures import report
 from qlora_engine import blas
 from qlora_engine.job.errors import Exit, JobRejected, SystemRefused
-from qlora_engine.job.examine import ExamineRequest, Verdict
+from qlora_engine.job.examine import ExamineRequest, Verdict, as_line, read_line
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.survey import Survey
 from qlora_engine.job.text import duration, plain
@@ -49,16 +48,16 @@ def validate(path: Path, settings: Settings) -> Verdict:
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", SURVEY],
-            input=request.model_dump_json().encode(),
+            input=as_line(request).encode(),
             capture_output=True,
             timeout=SECONDS,
             check=False,
             env=os.environ | blas.training_environment(settings.cpu_blas, None),
         )
-        return Verdict.model_validate_json(done.stdout)
+        return read_line(Verdict, done.stdout)
     except subprocess.TimeoutExpired:
         why = f"it took longer than {SECONDS:g} seconds"
-    except ValidationError:
+    except ValueError:
         last = next((line for line in reversed(done.stderr.decode(errors="replace").splitlines()) if line.strip()), "")
         why = f"its process ended with code {done.returncode}" + (f": {last}" if last else "")
     raise SystemRefused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -10,15 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from qlora_client.lines import state_style
-from qlora_client.progress import Progress
-from qlora_engine.job.record import JobRecord, utc_now
 from qlora_engine.job.states import ACTIVE
 from qlora_engine.job.text import duration, local_time, plain, size
 
 if TYPE_CHECKING:
+    from qlora_client.listing import Summary
+    from qlora_client.progress import Progress
     from qlora_engine.job.events import Event
     from qlora_engine.job.folder import RunFolder
     from qlora_engine.job.models import ModelInfo
+    from qlora_engine.job.record import JobRecord
 
 _SHOWN_LOSSES = 5
 
@@ -35,18 +37,18 @@ def make_console(*, stderr: bool = False) -> Console:
     )  # fmt: skip
 
 
-def job_lines(jobs: Sequence[JobRecord]) -> Iterator[Text]:
+def job_lines(jobs: Sequence[Summary]) -> Iterator[Text]:
     """Jobs with their state, progress, priority, age and reason, aligned, under a line of headings.
 
     By hand, since rich lays out a table of 10,000 rows in eight seconds.
     """
-    now = utc_now()
+    now = datetime.now(UTC)
     rows = [
         (
             plain(job.id, 120),
             str(job.state),
             f"{job.step}/{job.steps}" if job.steps else "",
-            str(job.priority or ""),
+            _place(job),
             duration((now - job.created).total_seconds()),
             plain(job.reason, 200),
         )
@@ -63,7 +65,12 @@ def job_lines(jobs: Sequence[JobRecord]) -> Iterator[Text]:
         yield line
 
 
-def print_jobs(console: Console, jobs: Sequence[JobRecord]) -> None:
+def _place(job: Summary) -> str:
+    urgent = ["urgent"] if job.urgent else []
+    return " ".join([*urgent, *([str(job.priority)] if job.priority else [])])
+
+
+def print_jobs(console: Console, jobs: Sequence[Summary]) -> None:
     """Print `job_lines`; a terminal cuts what is wider than itself, a pipe gets all of it."""
     for line in job_lines(jobs):
         console.print(line, no_wrap=True, overflow="ellipsis", crop=console.is_terminal)
@@ -79,7 +86,9 @@ def models_table(models: Iterable[ModelInfo]) -> Table:
     return table
 
 
-def job_view(job: JobRecord, run: RunFolder, progress: Progress, reports: Sequence[Event]) -> RenderableType:
+def job_view(
+    job: JobRecord, run: RunFolder, progress: Progress, reports: Sequence[Event], waits: str | None = None
+) -> RenderableType:
     """One job in full.
 
     Args:
@@ -87,21 +96,24 @@ def job_view(job: JobRecord, run: RunFolder, progress: Progress, reports: Sequen
         run: its folder.
         progress: told from its events.
         reports: its last `training.report` and `validation` events, oldest first.
+        waits: what it waits for, if it waits for its turn.
     """
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
-    for name, value in _facts(job, run, progress, reports):
+    for name, value in _facts(job, run, progress, reports, waits):
         facts.add_row(name, value if isinstance(value, Text) else Text(value))
     title = Text(plain(job.id), style="bold")
     return Group(title, facts)
 
 
 def _facts(
-    job: JobRecord, run: RunFolder, progress: Progress, reports: Sequence[Event]
+    job: JobRecord, run: RunFolder, progress: Progress, reports: Sequence[Event], waits: str | None
 ) -> Iterable[tuple[str, str | Text]]:
     yield "name", plain(job.name, 200)
     yield "state", Text(job.state, style=state_style(job.state)) + Text(f"  {plain(job.reason)}" if job.reason else "")
+    if waits:
+        yield "waits", plain(waits)
     if progress.phase and job.state in ACTIVE:
         yield "phase", plain(progress.phase, 40)
     steps = progress.steps or job.steps

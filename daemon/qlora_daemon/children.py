@@ -11,8 +11,10 @@ from qlora_daemon.queue_health import QueueHealth
 from qlora_daemon.shutdown import Step, worker_ladder
 from qlora_daemon.supervisor import Child
 from qlora_engine.job.events import EventLog
+from qlora_engine.job.service_status import ChildStatus
 from qlora_worker.settings import Settings
 
+HOPELESS_STARTS = 3  # in a row
 VALKEY_SECONDS = 5.0  # a healthy one ends in a tenth of a second
 
 
@@ -65,13 +67,37 @@ class Children:
         """The generation of the worker that runs, or None."""
         return self._worker.generation if self._worker.is_running else None
 
+    @property
+    def worker_pid(self) -> int | None:
+        """The process id of the worker that runs, or None."""
+        return self._worker.pid
+
     def check(self, now: float) -> None:
         """Notice ends, and start again what is due."""
         if self._valkey.check(now) is not None:
-            if not self._health.is_up and valkey.says_damaged(list(self._valkey.tail)):
+            if not self._health.is_up and self._cannot_read_its_file():
                 self._start_empty()
             self._health.ended()
+        elif self._health.hangs():
+            self._valkey.replace()
         self._worker.check(now)
+
+    def replace_worker(self) -> None:
+        """End a worker that hangs, and start another."""
+        self._worker.replace()
+
+    @property
+    def statuses(self) -> list[ChildStatus]:
+        """How the children stand, for people."""
+        ours = [] if self._settings.redis_url is not None else [self._valkey]
+        return [child.status for child in (*ours, self._worker)]
+
+    def _cannot_read_its_file(self) -> bool:
+        last_words = list(self._valkey.tail)
+        if valkey.says_damaged(last_words):
+            return True
+        # Whatever it says, a server that ends before it ever answers will not by itself begin to.
+        return self._valkey.status.restarts >= HOPELESS_STARTS and not valkey.says_full(last_words)
 
     def _start_empty(self) -> None:
         if moved := valkey.move_damaged_aside(self._home):

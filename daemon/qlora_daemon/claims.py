@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ from qlora_engine.job import durable
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.folder import Home
 from qlora_engine.job.record import utc_now
+from qlora_engine.job.text import plain, plain_lines
 from qlora_worker.messages import Submission
 
 _PASSING = ".passing-"  # a claim that is being made, or has ended
@@ -51,9 +53,11 @@ class Claim:
 
     path: Path
     name: str  # what the user calls the file or folder
-    kind: str  # "file", "folder" or "request"
+    kind: str  # "file", "folder", "request", or "letter": a request that was left in the watched folder
     job_file_name: str = ""  # within `source`; empty for what cannot be a job
     base: str | None = None  # where the relative paths of a request start
+    again: bool = False  # wanted even if a job just like it has not ended
+    text: str | None = None  # of a request, which alone has no folder
     problem: Problem | None = field(default=None)  # known before it is examined
 
     @property
@@ -73,18 +77,31 @@ class Claim:
 
     @property
     def job_file(self) -> Path:
-        """The job file."""
+        """The job file; of a request only its name counts."""
         return self.source / self.job_file_name
+
+    def content(self) -> bytes:
+        """What the job file holds."""
+        return self.job_file.read_bytes() if self.text is None else self.text.encode()
+
+    @property
+    def submitted_as(self) -> Path:
+        """The file that a request or letter was made from, on the client's side."""
+        return Path(self.base or "") / self.name
 
     @property
     def relative_from(self) -> Path | None:
         """The folder that the job's relative paths start from, if there is one."""
         return self.source if self.kind == "folder" else Path(self.base) if self.base else None
 
-    def drop(self) -> None:
+    def drop(self, *, sync: bool = True) -> None:
         """End the claim; what was dropped lies elsewhere by now, or was never here."""
+        if self.text is not None:
+            return
         ended = self.path.with_name(_PASSING + self.key)
-        durable.move(self.path, ended)  # all at once; a kill in the midst of the removal leaves no half claim
+        self.path.rename(ended)  # all at once; a kill in the midst of the removal leaves no half claim
+        if sync:
+            durable.sync_folder(ended.parent)
         shutil.rmtree(ended)
 
 
@@ -116,20 +133,32 @@ def claim_found(home: Home, found: Found, problem: QloradError | None) -> Claim:
 
 
 def claim_request(home: Home, key: str, submission: Submission) -> Claim:
-    """Claim a submission that came as text, which is then on disk under the request's key.
+    """Claim a submission that came as text. It needs no folder: until it is a job it stays on the stream."""
+    return _submitted(home, key, submission, "request", text=submission.text)
+
+
+def claim_letter(home: Home, key: str, submission: Submission, path: Path) -> Claim:
+    """Claim a submission that was left in the watched folder as the file `path`, which this removes.
 
     Raises:
         OSError: the folders cannot be written.
     """
-    claim = Claim(
+    claim = _submitted(home, key, submission, "letter")
+    _make(claim, submission.text)
+    path.unlink(missing_ok=True)
+    return claim
+
+
+def _submitted(home: Home, key: str, submission: Submission, kind: str, text: str | None = None) -> Claim:
+    return Claim(
         path=home.taking / key,
         name=submission.name,
-        kind="request",
+        kind=kind,
         job_file_name=submission.name,
         base=submission.base,
+        again=submission.again,
+        text=text,
     )
-    _make(claim, submission.text)
-    return claim
 
 
 def _make(claim: Claim, text: str | None = None) -> None:
@@ -137,7 +166,7 @@ def _make(claim: Claim, text: str | None = None) -> None:
     temporary = claim.path.with_name(_PASSING + claim.key)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    content = {key: value for key, value in asdict(claim).items() if key != "path"}
+    content = {key: value for key, value in asdict(claim).items() if key not in ("path", "text")}
     durable.write_json(temporary / "claim.json", content)
     if text is not None:
         (temporary / "source").mkdir()
@@ -146,15 +175,24 @@ def _make(claim: Claim, text: str | None = None) -> None:
     durable.move(temporary, claim.path)
 
 
-def unfinished(home: Home) -> Iterator[Claim]:
-    """The claims of a daemon that ended before they did, oldest first; empty leftovers are removed."""
+def unfinished(home: Home) -> Iterator[Path]:
+    """The folders of claims that a daemon had not finished, oldest first; empty leftovers are removed."""
     for path in sorted(home.taking.iterdir(), key=lambda path: path.lstat().st_mtime_ns):
         if path.name.startswith(_PASSING):
             shutil.rmtree(path)  # nothing of the user's is in it
         elif path.is_dir() and (path / "claim.json").is_file():
-            content = json.loads((path / "claim.json").read_bytes())
-            problem = content.pop("problem")
-            yield Claim(path=path, problem=Problem(**problem) if problem else None, **content)
+            yield path
+
+
+def read_claim(path: Path) -> Claim:
+    """A claim that an earlier daemon made.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    content = json.loads((path / "claim.json").read_bytes())
+    problem = content.pop("problem")
+    return Claim(path=path, problem=Problem(**problem) if problem else None, **content)
 
 
 def settle_rejection(claim: Claim, rejected: Path, problem: Problem | None) -> tuple[Path, Problem]:
@@ -172,7 +210,8 @@ def settle_rejection(claim: Claim, rejected: Path, problem: Problem | None) -> t
     if problem is not None:
         target = _free_name(rejected, claim.name)
         shown = {key: _as_seen(text, claim, target) for key, text in asdict(problem).items()}
-        durable.write_json(decided, {"name": target.name, "time": utc_now().isoformat(), **shown})
+        following = {"name": target.name, "next": _next_step(claim), "time": utc_now().isoformat()}
+        durable.write_json(decided, following | shown)
     decision: dict[str, str] = json.loads(decided.read_bytes())
     target = rejected / decision["name"]
     if os.path.lexists(claim.dropped):
@@ -200,11 +239,11 @@ def _free_name(folder: Path, name: str) -> Path:
 
 def _short(name: str) -> str:
     """A name that leaves room for a number and `.txt` in the 255 bytes that file systems allow."""
-    if len(name.encode()) <= NAME_BYTES:
+    if len(os.fsencode(name)) <= NAME_BYTES:
         return name
     path = Path(name)
-    suffix = path.suffix if len(path.suffix.encode()) <= 20 else ""
-    return path.stem.encode()[: NAME_BYTES - 20].decode(errors="ignore") + suffix
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= 20 else ""
+    return os.fsencode(path.stem)[: NAME_BYTES - 20].decode(errors="ignore") + suffix
 
 
 def _text_beside(target: Path) -> Path:
@@ -213,19 +252,27 @@ def _text_beside(target: Path) -> Path:
 
 def _as_seen(text: str | None, claim: Claim, target: Path) -> str | None:
     """Paths into the claim as the user will find them."""
+    if not text:
+        return text
     seen = target if claim.kind == "folder" else target.parent
-    return text.replace(str(claim.source), str(seen)) if text else text
+    return text.replace(str(claim.dropped), str(target)).replace(str(claim.source), str(seen))
+
+
+def _next_step(claim: Claim) -> str:
+    if claim.kind != "letter":
+        return "Mend it and drop it into the jobs folder again."
+    return f"Mend it and submit it again: qlora submit {shlex.quote(str(claim.submitted_as))}"
 
 
 def _explain(decision: Mapping[str, str | None]) -> str:
     lines = [
-        f"{decision['name']} was not accepted as a job.",
+        f"{plain(decision['name'])} was not accepted as a job.",
         "",
-        f"what:   {decision['what']}",
-        f"where:  {decision['where'] or decision['name']}",
-        f"remedy: {decision['remedy'] or 'Correct it.'}",
+        f"what:   {plain_lines(decision['what'])}",
+        f"where:  {plain_lines(decision['where'] or decision['name'])}",
+        f"remedy: {plain_lines(decision['remedy'] or 'Correct it.')}",
         f"time:   {decision['time']}",
         "",
-        "Mend it and drop it into the jobs folder again.",
+        plain(decision.get("next") or "Mend it and drop it into the jobs folder again."),
     ]
     return "\n".join(lines) + "\n"

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qlora_engine.job.errors import Exit, QloradError
+from qlora_engine.job.text import plain_lines
 
 app = typer.Typer(
     add_completion=False,
@@ -48,7 +49,7 @@ def main() -> None:
     try:
         app()
     except QloradError as error:
-        sys.stderr.write(f"qlorad: {error}\n")
+        sys.stderr.write(f"qlorad: {plain_lines(error)}\n")
         sys.exit(error.exit_code)
     except OSError as error:
         sys.stderr.write(f"qlorad: the system refused: {error}\n")

@@ -1,38 +1,82 @@
-"""Which job runs next: a decision from data alone."""
+"""Which job runs next, and which one must stop for it: decisions from data alone."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from qlora_engine.job.record import JobRecord
-from qlora_engine.job.states import ACTIVE, State
+from qlora_engine.job.states import State
+from qlora_engine.job.turn import active_of, first_ready
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What must hold for any job to start."""
+    """What must hold for any job to start.
+
+    Attributes:
+        queue_answers: Redis answers and a worker runs.
+        gpu_free: nobody holds the GPU.
+        resting: jobs that have just come back, and may not start before a time.
+        paused: nothing starts: a person paused the queue.
+    """
 
     queue_answers: bool
     gpu_free: bool
-    resting: Mapping[str, datetime] = field(default_factory=dict)  # jobs that may not start before a time
+    resting: Mapping[str, datetime] = field(default_factory=dict)
+    paused: bool = False
+
+
+@dataclass(frozen=True)
+class Stop:
+    """An active job that must stop at a checkpoint, why, and where it goes then."""
+
+    job: str
+    reason: str
+    after_stop: State = State.QUEUED
 
 
 def next_job(jobs: Collection[JobRecord], now: datetime, conditions: Conditions) -> str | None:
     """The id of the job to start now, or None.
 
-    The highest priority goes first, and of equals the oldest. One job is active at a time.
+    The urgent go first, then the highest priority, and of equals the oldest; one that must wait for a time is passed
+    over until then. One job is active at a time.
     """
-    if not conditions.queue_answers or not conditions.gpu_free:
+    if conditions.paused or not conditions.queue_answers or not conditions.gpu_free:
         return None
-    if any(job.state in ACTIVE for job in jobs):
+    if active_of(jobs) is not None:
         return None
-    first = min((job for job in jobs if job.state is State.QUEUED), key=_order, default=None)
+    first = first_ready(jobs, now)
     if first is None or conditions.resting.get(first.id, now) > now:
         return None  # it keeps its place while it rests
     return first.id
 
 
-def _order(job: JobRecord) -> tuple[int, datetime, str]:
-    return (-job.priority, job.created, job.id)
+def to_stop(jobs: Collection[JobRecord], now: datetime, conditions: Conditions) -> Stop | None:
+    """The active job that must stop: it has trained for long enough, the queue is paused, or an urgent one waits."""
+    job = active_of(jobs)
+    if job is None or job.state is State.STOPPING:
+        return None
+    if (limit := job.max_runtime) is not None and _ran(job, now) >= limit:
+        reason = (
+            f"it has trained for its max_runtime of {timedelta(seconds=round(limit))} · "
+            "`qlora release` gives it as much again"
+        )
+        return Stop(job.id, reason, State.HELD)
+    if conditions.paused:
+        return Stop(job.id, "the queue is paused; it goes on from its checkpoint")
+    if job.urgent or not conditions.queue_answers:
+        return None
+    urgent = first_ready([other for other in jobs if other.urgent], now)
+    if (
+        urgent is None or conditions.resting.get(urgent.id, now) > now
+    ):  # which could not start: the GPU would do nothing
+        return None
+    return Stop(job.id, f"makes way for {urgent.id}; it goes on from its checkpoint")
+
+
+def _ran(job: JobRecord, now: datetime) -> float:
+    """Seconds that it has trained, this attempt's among them; a clock that was set back takes nothing away."""
+    here = (now - job.running_since).total_seconds() if job.running_since is not None else 0.0
+    return job.ran + max(0.0, here)

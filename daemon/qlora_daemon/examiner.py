@@ -1,26 +1,23 @@
-"""The examiner: one job file at a time in a short-lived process, so that no file can hurt the daemon."""
+"""The examiner: has job files examined, in the order of their claims, by short-lived processes of its own."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import resource
-import signal
-import subprocess
-import sys
 import threading
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
-from queue import SimpleQueue
-
-from pydantic import ValidationError
+from queue import Empty, SimpleQueue
 
 from qlora_daemon.claims import Claim
+from qlora_daemon.examining import Ended, ExaminingProcess
 from qlora_daemon.mail import Examined, Post
-from qlora_engine.job.errors import JobRejected, QloradError
+from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.examine import ExamineRequest, Verdict
 
 LIMIT_SECONDS = 600.0  # reading some ten gigabytes of data
-LIMIT_BYTES = 4 << 30  # of memory, where the system can limit it
+CLAIMS_EACH = 5000  # examined by one process, so that whatever it gathers is given back
+SMALL = 1000  # characters; paths and JSON around them add a few thousand bytes, and a pipe holds 16,384 at least
 SURVEY = "qlora_engine.training.survey"
 
 
@@ -39,7 +36,7 @@ class Examiner(threading.Thread):
         self._home, self._post, self._module, self._limit = home, post, module, limit_seconds
         self._claims: SimpleQueue[Claim | None] = SimpleQueue()
         self._guard = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ExaminingProcess | None = None
         self._stopped = False
 
     def hand_over(self, claim: Claim) -> None:
@@ -51,73 +48,112 @@ class Examiner(threading.Thread):
         with self._guard:
             self._stopped = True
             if self._process is not None:
-                _kill(self._process)
+                self._process.kill()
         self._claims.put(None)
 
     def run(self) -> None:
-        """Examine until stopped."""
-        while (claim := self._claims.get()) is not None:
-            verdict = self._examine(claim)
+        """Examine until stopped; claims that wait at the same time share a process."""
+        waiting: deque[Claim] = deque()
+        while not self._stopped:
+            if not waiting:
+                claim = self._claims.get()
+                if claim is None:
+                    return
+                waiting.append(claim)
+            process = ExaminingProcess(self._module)
+            with process, self._known(process):
+                self._examine_with(process, waiting)
+
+    def _examine_with(self, process: ExaminingProcess, waiting: deque[Claim]) -> None:
+        """Examine the waiting claims and those that come meanwhile; what is left there is for another process."""
+        sent = 0  # of the waiting claims, the first ones
+        while process.answered < CLAIMS_EACH and self._wait_for_one(waiting):
+            sent = self._send(process, waiting, sent)
+            claim = waiting[0]
+            try:
+                verdict = process.receive(self._limit)
+            except Ended as end:
+                if process.answered or self._stopped:
+                    return  # the memory that it lacked may have gone to those before it
+                verdict = Verdict.against(_gave_up(claim, end.how, end.complaint))
+            except TimeoutError:
+                process.kill()
+                verdict = Verdict.against(_took_too_long(claim, self._limit))
             if self._stopped:
                 return
-            self._post(verdict)
+            waiting.popleft()
+            sent -= 1
+            self._post(_message(claim, verdict))
+            if not process.is_running:
+                return
 
-    def _examine(self, claim: Claim) -> Examined:
+    def _wait_for_one(self, waiting: deque[Claim]) -> bool:
+        if not waiting and (claim := self._next()):
+            waiting.append(claim)
+        return bool(waiting)
+
+    def _send(self, process: ExaminingProcess, waiting: deque[Claim], sent: int) -> int:
+        """Send the first claim, and the next if it is small, so that the process does not wait for us in between.
+
+        A small one fits into the pipe: nobody ever waits to write while the other side does, too.
+        """
+        if sent == 0:
+            process.send(self._request(waiting[0]))
+            sent = 1
+        if sent == 1 and len(waiting) == 1 and (claim := self._next()):
+            waiting.append(claim)
+        if sent == 1 and len(waiting) > 1:
+            request = self._request(waiting[1])
+            if len(request.text or "") <= SMALL:
+                process.send(request)
+                sent = 2
+        return sent
+
+    def _next(self) -> Claim | None:
         try:
-            verdict = self._verdict(claim)
-        except QloradError as error:
-            return Examined(claim.key, error)
-        if verdict.job is not None:
-            return Examined(claim.key, verdict.job, verdict.survey)
-        return Examined(
-            claim.key, JobRejected(verdict.what or "It is not a job.", where=verdict.where, remedy=verdict.remedy)
-        )
+            claim = self._claims.get_nowait()
+        except Empty:
+            return None
+        if claim is None:
+            self._claims.put(None)  # for `run`
+        return claim
 
-    def _verdict(self, claim: Claim) -> Verdict:
-        request = ExamineRequest(
+    @contextlib.contextmanager
+    def _known(self, process: ExaminingProcess) -> Iterator[None]:
+        """`stop` can end the process meanwhile."""
+        with self._guard:
+            self._process = process
+            if self._stopped:
+                process.kill()
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._process = None
+
+    def _request(self, claim: Claim) -> ExamineRequest:
+        return ExamineRequest(
             job_file=str(claim.job_file),
+            text=claim.text,
             home=str(self._home),
             base=str(claim.relative_from) if claim.relative_from else None,
             shown_as=claim.name,
         )
-        try:
-            code, output, complaint = self._ask(request.model_dump_json().encode())
-        except subprocess.TimeoutExpired:
-            raise JobRejected(
-                f"Examining {claim.name} took longer than {self._limit:g} seconds.",
-                where=claim.name,
-                remedy="Split or shrink its data, or check the disk that it lies on.",
-            ) from None
-        except OSError as error:
-            raise _gave_up(claim, f"could not be started ({error.strerror})", "") from None
-        try:
-            return Verdict.model_validate_json(output)
-        except ValidationError:
-            how = f"ended with code {code}" if code >= 0 else f"was ended by signal {-code}"
-            raise _gave_up(claim, how, complaint) from None
 
-    def _ask(self, request: bytes) -> tuple[int, bytes, str]:
-        with self._guard:
-            if self._stopped:
-                return -signal.SIGTERM, b"", ""
-            process = self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", self._module],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                process_group=0,
-            )
-        try:
-            _limit_memory(process.pid)
-            output, errors = process.communicate(request, timeout=self._limit)
-        except subprocess.TimeoutExpired:
-            _kill(process)
-            process.communicate()
-            raise
-        finally:
-            with self._guard:
-                self._process = None
-        return process.returncode, output, errors.decode(errors="replace")
+
+def _message(claim: Claim, verdict: Verdict) -> Examined:
+    if verdict.job is not None:
+        return Examined(claim.key, verdict.job, verdict.survey)
+    what = verdict.what or "It is not a job."
+    return Examined(claim.key, JobRejected(what, where=verdict.where, remedy=verdict.remedy))
+
+
+def _took_too_long(claim: Claim, seconds: float) -> JobRejected:
+    return JobRejected(
+        f"Examining {claim.name} took longer than {seconds:g} seconds.",
+        where=claim.name,
+        remedy="Split or shrink its data, or check the disk that it lies on.",
+    )
 
 
 def _gave_up(claim: Claim, how: str, complaint: str) -> JobRejected:
@@ -127,20 +163,3 @@ def _gave_up(claim: Claim, how: str, complaint: str) -> JobRejected:
         where=claim.name,
         remedy="Check that the file and its data are plain text of a sensible size, and drop it again.",
     )
-
-
-def _limit_memory(pid: int) -> None:
-    """Keep a hostile file from taking the machine's memory. Only Linux can limit another process.
-
-    What is limited is data, not address space, of which a GPU's libraries reserve more than there is memory.
-    """
-    prlimit = getattr(resource, "prlimit", None)
-    if prlimit is not None:
-        with contextlib.suppress(OSError, ValueError):  # it has ended, or its limits are lower already
-            prlimit(pid, resource.RLIMIT_DATA, (LIMIT_BYTES, LIMIT_BYTES))
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)

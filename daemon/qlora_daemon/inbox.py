@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,11 @@ import watchfiles
 
 from qlora_daemon.mail import FileSettled, FolderWatched, Post
 from qlora_daemon.settling import Decision, Found, Kind, decide, files_in, is_passing, look, problem_of
-from qlora_daemon.writers import is_being_written
+from qlora_daemon.writers import being_written
 
 # watchfiles goes silent when the folder is deleted and made again, so it is looked at without it, too.
 RESCAN_SECONDS = 3.0
+_AT_REST = (Decision.TAKE, Decision.REJECT)
 TELL_AGAIN_SECONDS = 30.0  # what still lies there could not be taken: the disk was full, for example
 
 
@@ -85,37 +85,35 @@ class Inbox(threading.Thread):
         if self._lost is not None:
             self._lost = None
             self._post(FolderWatched())
-        waiting = [self._consider(name, now) for name in sorted(names)]
-        return any(waiting)
+        decided = {name: self._decide(name, now, written=False) for name in sorted(names)}
+        at_rest = {
+            name: _files(self._seen[name].found) for name, decision in decided.items() if decision in _AT_REST
+        }  # only of these it is worth asking who writes
+        written = being_written(path for files in at_rest.values() for path in files)
+        for name, files in at_rest.items():
+            decided[name] = self._decide(name, now, written=not written.isdisjoint(files))
+            if decided[name] in _AT_REST:
+                self._tell(self._seen[name], now, rejected=decided[name] is Decision.REJECT)
+        return Decision.WAIT in decided.values()
 
-    def _consider(self, name: str, now: float) -> bool:
+    def _decide(self, name: str, now: float, *, written: bool) -> Decision:
         try:
-            return self._consider_entry(name, now)
-        except OSError:  # this one cannot be read, or went while it was looked at; the others can be taken
-            return True
-
-    def _consider_entry(self, name: str, now: float) -> bool:
-        found = look(self._folder / name)
+            found = look(self._folder / name)
+        except OSError:  # this one cannot be read; the others can be taken
+            return Decision.WAIT
         if found is None:
             self._seen.pop(name, None)
-            return True
+            return Decision.WAIT
         seen = self._seen.get(name)
         if seen is None or seen.found != found:
             seen = self._seen[name] = _Seen(found, now)
         if seen.told is not None and now - seen.told < TELL_AGAIN_SECONDS:
-            return False
-        quiet = now - seen.since
-        decision = decide(found, quiet=quiet, written=False, settle=self._settle)
-        if decision in (Decision.TAKE, Decision.REJECT):  # only now is it worth asking who writes
-            written = is_being_written(_files(found))
-            decision = decide(found, quiet=quiet, written=written, settle=self._settle)
-        if decision is Decision.TAKE:
-            self._post(FileSettled(found))
-        elif decision is Decision.REJECT:
-            self._post(FileSettled(found, problem_of(found)))
-        if decision in (Decision.TAKE, Decision.REJECT):
-            seen.told = now
-        return decision is Decision.WAIT
+            return Decision.LEAVE
+        return decide(found, quiet=now - seen.since, written=written, settle=self._settle)
+
+    def _tell(self, seen: _Seen, now: float, *, rejected: bool) -> None:
+        self._post(FileSettled(seen.found, problem_of(seen.found) if rejected else None))
+        seen.told = now
 
     def _tell_lost(self, reason: str) -> None:
         if reason != self._lost:
@@ -123,8 +121,11 @@ class Inbox(threading.Thread):
             self._post(FolderWatched(lost=reason))
 
 
-def _files(found: Found) -> Iterable[Path]:
-    return files_in(found.path) if found.kind is Kind.FOLDER else (found.path,)
+def _files(found: Found) -> list[Path]:
+    try:
+        return list(files_in(found.path)) if found.kind is Kind.FOLDER else [found.path]
+    except OSError:  # it went while it was looked at, which the next look finds
+        return []
 
 
 class _Watcher(threading.Thread):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,22 +26,44 @@ class JobTable:
         self._home, self._sinks = home, list(sinks)
         self._records: dict[str, JobRecord] = {}
         self._by_request: dict[str, str] = {}
+        self._by_content: dict[str, list[str]] = {}
+        self._unreadable: set[str] = set()
 
     def load(self) -> Iterator[tuple[str, Exception]]:
         """Read every run folder; yields those that cannot be read, which stay as they are."""
-        for folder in sorted(self._home.runs.iterdir()):
-            if not JOB_ID.fullmatch(folder.name):
-                continue
+        for name in sorted(self.folders()):
             try:
-                self.add(JobRecord.load(RunFolder(folder).state))
+                self.read(name)
             except (OSError, ValueError) as error:
-                yield folder.name, error
+                self._unreadable.add(name)
+                yield name, error
+
+    def folders(self) -> list[str]:
+        """The names of the run folders that are there now, but for those whose record could not be read."""
+        names = os.listdir(self._home.runs)  # noqa: PTH208  # Path objects for 10,000 entries cost more than the listing
+        return [name for name in names if JOB_ID.fullmatch(name) and name not in self._unreadable]
+
+    def read(self, name: str) -> None:
+        """Read one run folder's record into the table.
+
+        Raises:
+            OSError, ValueError: it cannot be read.
+        """
+        self.add(JobRecord.load(self._home.run(name).state))
+
+    def drop(self, job_id: str) -> None:
+        """Forget a job whose run folder is gone."""
+        record = self._records.pop(job_id)
+        if record.request is not None:
+            self._by_request.pop(record.request, None)
 
     def add(self, record: JobRecord) -> None:
         """Take a record that is on disk into the table."""
         self._records[record.id] = record
         if record.request is not None:
             self._by_request[record.request] = record.id
+        if record.content is not None:
+            self._by_content.setdefault(record.content, []).append(record.id)
 
     def get(self, job_id: str) -> JobRecord | None:
         """The record of a job."""
@@ -50,6 +73,11 @@ class JobTable:
         """The job that a submission with this key became."""
         job_id = self._by_request.get(key)
         return self._records.get(job_id) if job_id else None
+
+    def unfinished_like(self, content: str) -> JobRecord | None:
+        """The newest job of this content that has not ended; see `duplicates.content_of`."""
+        alike = (self._records[job_id] for job_id in reversed(self._by_content.get(content, [])))
+        return next((record for record in alike if not record.is_final), None)
 
     def __iter__(self) -> Iterator[JobRecord]:
         return iter(list(self._records.values()))
@@ -89,6 +117,11 @@ class JobTable:
             record.store(self.run(job_id).state)
         self._records[job_id] = record
         return record
+
+    def relay(self, event: Event) -> None:
+        """Pass on an event of a job that its own file holds already."""
+        for sink in self._sinks:
+            sink(event)
 
     def log(self, record: JobRecord) -> EventLog:
         """The log of one job: its own file, and the service log."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +13,13 @@ from qlora_engine.job.events import Event
 from qlora_engine.job.exits import ExitRecord, Stall
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
+from qlora_engine.job.text import duration
 
 REST = timedelta(seconds=2)
 REFUSED_REST = timedelta(seconds=30)  # a full disk, say
+FIRST_BACKOFF, LONGEST_BACKOFF = timedelta(minutes=1), timedelta(hours=1)  # of `retries`; each is twice the one before
 MAX_CRASHES = 3  # in a row without a new checkpoint
+MAX_REBOOTS = 2  # of the machine while the job ran; it may be what brings the machine down
 MAX_STALLS = 3  # in one phase without a new checkpoint
 STALL_REMEDY = (
     "Set batch_size: 1 with more grad_accumulation_steps, max_seq_length: 256, and a lower memory.cleanup_every; check "
@@ -35,6 +38,7 @@ class Move:
     reason: str = ""
     changes: Mapping[str, Any] = field(default_factory=dict)
     rest: timedelta = REST  # before it starts again, if nobody asked it to stop
+    again: timedelta | None = None  # before it is tried again, while others may go first
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Evidence:
     failure: Event | None = None  # its `training.failed`
     finished: bool = False  # it said `training.done`, so the result is on disk
     rung: Event | None = None  # its `ladder.rung`, if it ended because of it
+    rebooted: bool = False  # the machine has started again since
 
 
 def after_exit(record: JobRecord, evidence: Evidence, *, output: str) -> Move:
@@ -60,7 +65,25 @@ def after_exit(record: JobRecord, evidence: Evidence, *, output: str) -> Move:
     move = _by_exit(record, evidence, output)
     if record.cancel_requested and move.target is not State.DONE:
         return Move(State.CANCELLED, move.outcome, "cancelled on request")
+    if record.stop_reason and move.target is State.QUEUED:
+        return replace(move, target=record.after_stop, reason=record.stop_reason)
+    if move.target is State.FAILED and record.retried < record.retries and _may_pass(move, evidence):
+        return _try_again(record, move)
     return move
+
+
+def _may_pass(move: Move, evidence: Evidence) -> bool:
+    """Whether the same job may well end otherwise; a job file, data or numbers that cannot be right stay so."""
+    missed_a_service = evidence.exit is not None and evidence.exit.code == Exit.UNAVAILABLE
+    return move.outcome in ("crashed", "stalled") or missed_a_service
+
+
+def _try_again(record: JobRecord, move: Move) -> Move:
+    number = record.retried + 1
+    pause = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (number - 1))
+    reason = f"{move.reason} · tried again in {duration(pause.total_seconds())}, {number} of {record.retries}"
+    changes = {"crashes": 0, "stalls": {}, "retried": number}
+    return Move(State.QUEUED, move.outcome, reason, changes, again=pause)
 
 
 def _by_exit(record: JobRecord, evidence: Evidence, output: str) -> Move:
@@ -68,6 +91,8 @@ def _by_exit(record: JobRecord, evidence: Evidence, output: str) -> Move:
     # What it said it had done is on disk; how the process ended after that does not matter.
     if evidence.finished or (ended is not None and ended.code == Exit.OK):
         return Move(State.DONE, "done", changes={"crashes": 0, "stalls": {}})
+    if ended is None and evidence.rebooted:
+        return _after_reboot(record)
     if ended is None:
         return Move(State.QUEUED, "lost", "its process ended without a trace; it goes on from its checkpoint")
     return _by_its_word(record, ended, evidence, output) or _by_its_end(record, ended, output)
@@ -97,6 +122,18 @@ def _by_its_end(record: JobRecord, ended: ExitRecord, output: str) -> Move:
     if ended.memory is not None and record.state is State.RUNNING:
         return _after_memory(ended.memory, "with a smaller layout")
     return _after_crash(record, ended, output)
+
+
+def _after_reboot(record: JobRecord) -> Move:
+    reboots = record.reboots + 1
+    if reboots < MAX_REBOOTS:
+        reason = f"the machine went down while it ran, {reboots} of {MAX_REBOOTS}; it goes on from its checkpoint"
+        return Move(State.QUEUED, "lost", reason, {"reboots": reboots})
+    reason = (
+        f"the machine went down {reboots} times while it ran, so it may be the cause · look into the system's log, "
+        f"lower memory.limit_gb or batch_size · `qlora release {record.id}` lets it go on from its checkpoint"
+    )
+    return Move(State.HELD, "lost", reason, {"reboots": 0})  # released, it has as many again
 
 
 def _after_stall(record: JobRecord, stalled: Stall, output: str) -> Move:

@@ -9,6 +9,7 @@ from qlora_engine.job.events import EventLog
 from qlora_worker.settings import Settings
 
 STARTING_SECONDS = 5.0  # a server that has just been started may take this long without a word
+HUNG_PROBES = 5  # without an answer, after that time; counted, for a machine that sleeps makes seconds of nights
 SOON, LATER = 0.1, 1.0  # between two probes, within that time and after it
 
 
@@ -21,6 +22,7 @@ class QueueHealth:
         self._since = time.monotonic()
         self._told = False
         self._next_probe = 0.0
+        self._unanswered = 0
 
     def failed(self, reason: str) -> None:
         """A call failed."""
@@ -30,6 +32,7 @@ class QueueHealth:
 
     def ended(self) -> None:
         """The embedded server ended; it is started again and will say nothing for a moment."""
+        self._unanswered = 0
         if self.is_up:
             self.is_up, self._since = False, time.monotonic()
 
@@ -43,14 +46,22 @@ class QueueHealth:
             return False
         self._next_probe = now + self.pause(now)
         if valkey.answers(self._settings):
-            self.is_up = True
+            self.is_up, self._unanswered = True, 0
             if self._told:
                 self._log.emit("queue.reachable", seconds=round(now - self._since, 1))
                 self._told = False
             return True
         if now - self._since > STARTING_SECONDS:
             self._tell("no answer")
+            self._unanswered += 1
         return False
+
+    def hangs(self) -> bool:
+        """Whether a server that lives should have answered by now; true once in so many probes."""
+        if self._unanswered < HUNG_PROBES:
+            return False
+        self._unanswered = 0
+        return True
 
     def _tell(self, reason: str) -> None:
         if not self._told:

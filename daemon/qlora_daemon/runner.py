@@ -7,18 +7,20 @@ import os
 import signal
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from qlora_daemon.dispatcher import Stop
 from qlora_daemon.jobs import JobTable
 from qlora_daemon.outcome import Evidence, Move, after_exit
 from qlora_daemon.watch import RunWatch
 from qlora_engine.job import lock
 from qlora_engine.job.events import Event, Sink
 from qlora_engine.job.exits import ExitRecord
+from qlora_engine.job.folder import JOB_ID, Home, RunFolder
 from qlora_engine.job.record import JobRecord, utc_now
 from qlora_engine.job.states import State
 from qlora_engine.job.vocabulary import EVENTS
@@ -26,8 +28,10 @@ from qlora_worker.queue import TROUBLE, JobQueue
 
 LOST_SECONDS = 2.0  # without any trace of an attempt before it counts as lost
 LOOK_SECONDS = 1.0  # between two looks at the lock of an attempt that runs
+HUNG_LOOKS = 20  # at an attempt that lies in Redis alone; a worker takes it, and spawns, in a tenth of a second
 STORE_SECONDS = 5.0  # between two records of progress on disk
 ORPHAN_SECONDS = 30.0  # that an orphan has to stop by itself
+STOP_SECONDS = 120.0  # that a job has to reach a checkpoint when it makes way or is held
 KILL_SECONDS = 3.0  # from the second request to stop to the kill
 
 
@@ -43,6 +47,7 @@ class Active:
     finished: bool = False
     rung: Event | None = None  # while it may be what ends it
     no_trace_since: float | None = None
+    in_redis_alone: int = 0  # looks; counted, for a machine that sleeps makes seconds of nights
     looked: float = 0.0
     stored: float = 0.0
     stop_rungs: list[tuple[float, signal.Signals]] = field(default_factory=list)  # when to send what
@@ -57,18 +62,41 @@ class Runner:
         gpu_lock: the GPU lock.
         cancel_seconds: time that a cancelled job has to reach a checkpoint.
         relay: where events of the training process go beside their own file.
+        boot: which start of the machine this is; None where the system does not tell.
     """
 
-    def __init__(self, jobs: JobTable, queue: JobQueue, *, gpu_lock: Path, cancel_seconds: float, relay: Sink) -> None:
+    def __init__(
+        self,
+        jobs: JobTable,
+        queue: JobQueue,
+        *,
+        gpu_lock: Path,
+        cancel_seconds: float,
+        relay: Sink,
+        boot: str | None = None,
+    ) -> None:
+        self._boot = boot
         self._jobs, self._queue, self._gpu_lock = jobs, queue, gpu_lock
         self._cancel_seconds, self._relay = cancel_seconds, relay
         self._active: Active | None = None
-        self.resting: dict[str, datetime] = {}
+        self._rests: dict[str, float] = {}  # until when, monotonic: the clock may be set meanwhile
 
     @property
     def is_active(self) -> bool:
         """Whether an attempt is under way."""
         return self._active is not None
+
+    @property
+    def followed(self) -> tuple[str, int] | None:
+        """The job and attempt under way."""
+        return (self._active.job, self._active.attempt) if self._active else None
+
+    @property
+    def resting(self) -> dict[str, datetime]:
+        """Jobs that may not start before a time, by the clock as it is now."""
+        now, clock = time.monotonic(), utc_now()
+        self._rests = {job: until for job, until in self._rests.items() if until > now}
+        return {job: clock + timedelta(seconds=until - now) for job, until in self._rests.items()}
 
     # Starting
 
@@ -98,7 +126,7 @@ class Runner:
         """
         attempt = self._attempt_of(job_id) + 1
         watch = RunWatch(self._jobs.run(job_id), attempt, from_start=False)
-        record = self._jobs.move(job_id, State.STARTING, attempt=attempt)
+        record = self._jobs.move(job_id, State.STARTING, attempt=attempt, boot=self._boot)
         try:
             self._queue.offer(record.id, attempt)
         except TROUBLE:
@@ -150,7 +178,8 @@ class Runner:
             return
         match event["event"]:
             case "training.started" if record.state is State.STARTING:
-                self._jobs.move(active.job, State.RUNNING, started=record.started or utc_now())
+                now = utc_now()
+                self._jobs.move(active.job, State.RUNNING, started=record.started or now, running_since=now)
             case "checkpoint.saved":
                 step = int(event.get("step") or 0)
                 changes: dict[str, Any] = {"checkpoint_step": step}
@@ -178,35 +207,72 @@ class Runner:
 
     def _has_trace(self, active: Active, worker: int | None) -> bool:
         """Whether anything may still be training, or about to train, this attempt."""
-        if self._holder_is(active):
+        if self._holder_is(active) or find_training(active.job, active.attempt) is not None:
+            active.in_redis_alone = 0
             return True
+        if worker is None or worker != active.worker:
+            active.in_redis_alone = 0
         try:
             attempt = (active.job, active.attempt)
             if attempt in self._queue.waiting():
                 active.worker = worker if worker is not None else active.worker
+                active.in_redis_alone += 1
                 return True
             # Taken, and the worker that took it lives: it is about to spawn, or to write how it ended.
             if worker is not None and worker == active.worker and attempt in self._queue.taken():
+                active.in_redis_alone += 1
                 return True
         except TROUBLE:
             return True  # nothing can be said; Redis comes back or the daemon is stopped
-        return find_training(active.job, active.attempt) is not None
+        return False
+
+    def worker_hangs(self) -> bool:
+        """Whether the worker has had the attempt for too long without doing anything; true once."""
+        active = self._active
+        if active is None or active.in_redis_alone < HUNG_LOOKS:
+            return False
+        active.in_redis_alone = 0
+        return True
 
     # Stopping
 
-    def cancel(self, record: JobRecord) -> None:
-        """End a job that has not ended: at once, or at a checkpoint if it is active."""
+    def cancel(self, record: JobRecord, **changes: Any) -> None:
+        """End a job that has not ended: at once, or at a checkpoint if it is active.
+
+        Args:
+            record: of the job.
+            changes: to its record, in the same write.
+        """
         active = self._active
         if active is None or active.job != record.id:
-            self._jobs.move(record.id, State.CANCELLED, "cancelled on request")
+            self._jobs.move(record.id, State.CANCELLED, "cancelled on request", **changes)
             return
         if record.state is State.STOPPING:
-            self._jobs.note(record.id, store=True, cancel_requested=True)
+            self._jobs.note(record.id, store=True, cancel_requested=True, **changes)
         else:
-            self._jobs.move(record.id, State.STOPPING, "cancelled on request", cancel_requested=True)
+            self._jobs.move(record.id, State.STOPPING, "cancelled on request", cancel_requested=True, **changes)
             with contextlib.suppress(*TROUBLE):  # Redis away: the attempt finds `stopping` under the lock
                 self._queue.withdraw(active.job, active.attempt)
         active.stop_rungs = _rungs(time.monotonic(), self._cancel_seconds)
+
+    def stop(self, stop: Stop, **changes: Any) -> None:
+        """Stop the active job at a checkpoint, for a reason that says where it goes then.
+
+        Args:
+            stop: which job, and why; one that is not active stays as it is.
+            changes: to its record.
+        """
+        active, record = self._active, self._jobs.get(stop.job)
+        if active is None or record is None or active.job != stop.job:
+            return
+        changes |= {"after_stop": stop.after_stop, "stop_reason": stop.reason}
+        if record.state is State.STOPPING:
+            self._jobs.note(record.id, store=True, **changes)
+            return
+        self._jobs.move(record.id, State.STOPPING, stop.reason, **changes)
+        with contextlib.suppress(*TROUBLE):  # as for one that is cancelled
+            self._queue.withdraw(active.job, active.attempt)
+        active.stop_rungs = _rungs(time.monotonic(), STOP_SECONDS)
 
     def stop_for_shutdown(self) -> None:
         """Say on disk that the active job is being stopped; the worker passes the signal on."""
@@ -254,14 +320,15 @@ class Runner:
         run = self._jobs.run(active.job)
         self._read_events(active, relay=True)
         record = self._jobs.get(active.job)
-        if record is None:
+        if record is None or not run.path.exists():  # somebody removed it, or its disk is away
             self._active = None
             return
         try:
             ended = ExitRecord.load(run.exit(active.attempt))
         except ValueError:
             ended = None  # damaged: as good as none
-        evidence = Evidence(ended, active.failure, active.finished, active.rung)
+        rebooted = None not in (record.boot, self._boot) and record.boot != self._boot
+        evidence = Evidence(ended, active.failure, active.finished, active.rung, rebooted)
         move = after_exit(record, evidence, output=str(run.output))
         self._jobs.log(record).emit(
             "job.exited",
@@ -269,28 +336,66 @@ class Runner:
             signal=ended.signal if ended else None,
             outcome=move.outcome,
         )
-        self._apply(record, move, rest=active.worker is not None)
+        over = ended.ended if ended is not None else _last_seen(run)
+        self._apply(record, move, over, rest=active.worker is not None)
         with contextlib.suppress(*TROUBLE):  # what is left there expires, and its attempt number is outdated
             self._queue.withdraw(active.job, active.attempt)
         self._active = None
 
-    def _apply(self, record: JobRecord, move: Move, *, rest: bool) -> None:
+    def _apply(self, record: JobRecord, move: Move, over: datetime | None, *, rest: bool) -> None:
         if record.state is State.STARTING and move.target is State.DONE:
             self._jobs.move(record.id, State.RUNNING)
         unasked = (
             move.outcome in ("stopped", "stalled", "out_of_memory", "crashed") and record.state is not State.STOPPING
         )
         if rest and unasked and move.target is State.QUEUED:
-            self.resting[record.id] = utc_now() + move.rest
+            self._rests[record.id] = time.monotonic() + move.rest.total_seconds()
         else:
-            self.resting.pop(record.id, None)
-        self._jobs.move(record.id, move.target, move.reason, **move.changes)
+            self._rests.pop(record.id, None)
+        ended: dict[str, Any] = {
+            "after_stop": State.QUEUED,
+            "stop_reason": "",
+            "running_since": None,
+            "rests_until": None,
+        }
+        if record.running_since is not None and over is not None:
+            ended["ran"] = record.ran + max(0.0, (over - record.running_since).total_seconds())
+        if move.again is not None:
+            ended["rests_until"] = utc_now() + move.again
+        self._jobs.move(record.id, move.target, move.reason, **ended, **move.changes)
+
+
+def _last_seen(run: RunFolder) -> datetime | None:
+    """When a training process of which nobody saw the end gave its last sign of life."""
+    try:
+        return datetime.fromtimestamp(run.pulse.stat().st_mtime, UTC)
+    except OSError:
+        return None
 
 
 def _rungs(first: float, patience: float) -> list[tuple[float, signal.Signals]]:
     """Stop at a checkpoint, after `patience` seconds stop at once, then be killed."""
     second = first + patience
     return [(first, signal.SIGTERM), (second, signal.SIGTERM), (second + KILL_SECONDS, signal.SIGKILL)]
+
+
+def training_processes(home: Home) -> dict[int, tuple[str, int]]:
+    """Every training process of a home by its process id, with its job and attempt."""
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ValueError):
+            arguments = process.cmdline()
+            if "-m" not in arguments or "--parent-fd" not in arguments:
+                continue
+            job_id, attempt = arguments[arguments.index("-m") + 2 : arguments.index("--parent-fd")]
+            if JOB_ID.fullmatch(job_id) and _home_of(process) == home.path:
+                found[int(process.pid)] = (job_id, int(attempt))
+    return found
+
+
+def _home_of(process: psutil.Process) -> Path:
+    named = process.environ().get("QLORAD_HOME")
+    return Path(named).expanduser() if named else Path.home() / "qlora"
 
 
 def find_training(job_id: str, attempt: int) -> int | None:

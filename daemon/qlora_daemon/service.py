@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -11,9 +12,10 @@ from queue import Empty, SimpleQueue
 
 from qlora_daemon import signals
 from qlora_daemon.admission import Admission
+from qlora_daemon.boot import boot_id
 from qlora_daemon.children import Children
 from qlora_daemon.desk import Desk
-from qlora_daemon.dispatcher import Conditions, next_job
+from qlora_daemon.dispatcher import Conditions, next_job, to_stop
 from qlora_daemon.examiner import SURVEY, Examiner
 from qlora_daemon.inbox import Inbox
 from qlora_daemon.intake import BLOCK_SECONDS, Intake
@@ -29,21 +31,27 @@ from qlora_daemon.mail import (
     QueueFailed,
     SignalCame,
 )
+from qlora_daemon.orders import Orders
 from qlora_daemon.queue_health import QueueHealth
+from qlora_daemon.reconciler import Reconciler
 from qlora_daemon.runner import Runner
 from qlora_engine import __version__
 from qlora_engine.job import lock
 from qlora_engine.job.errors import AlreadyRunning
 from qlora_engine.job.events import Event, EventLog, Sink, parse_line
 from qlora_engine.job.record import utc_now
+from qlora_engine.job.service_status import ServiceStatus
 from qlora_engine.job.states import State
+from qlora_engine.job.turn import standing
 from qlora_worker.connection import connect, keys_of
 from qlora_worker.queue import TROUBLE, JobQueue, Requests
 from qlora_worker.settings import Settings, unknown_variables
 
 ACTIVE_TICK = 0.2
 QUEUED_TICK = 1.0
+LOOK_SECONDS = 1.0  # between two looks at what must stop and what need not wait any more
 IDLE_TICK = 30.0  # what happens comes as a message; this only bounds an oversight
+READ_AT_ONCE = 1000  # messages before the jobs get their round
 TROUBLE_TICK = 2.0  # after an error of our own, so that it cannot fill the log
 SETTLE_SECONDS = 4.0  # for the exit of the active attempt, once its worker has ended
 WORKER_COMMAND = (sys.executable, "-P", "-m", "qlora_worker")
@@ -102,8 +110,10 @@ class Service:
             gpu_lock=settings.gpu_lock_path,
             cancel_seconds=settings.cancel_seconds,
             relay=self._relay,
+            boot=boot_id(),
         )
-        self._desk = Desk(Requests(quick, keys), self._jobs, self._health, self._log)
+        self._orders = Orders(home, self._jobs, self._runner, self._log)
+        self._desk = Desk(Requests(quick, keys), self._health, self._log)
         self._examiner = Examiner(home.path, post, module=examiner_module)
         self._admission = Admission(
             home, self._jobs, examine=self._examiner.hand_over, reply=self._desk.reply, log=self._log
@@ -111,10 +121,15 @@ class Service:
         self._inbox = Inbox(home.jobs, settle_seconds=settings.settle_seconds, post=post)
         self._intake = Intake(Requests(connect(settings, timeout=BLOCK_SECONDS + 3), keys), post)
         self._children = Children(settings, worker_command, health=self._health, log=self._log, post=post)
+        self._reconciler = Reconciler(
+            home, self._jobs, self._runner, connection=quick, keys=keys, health=self._health, log=self._log
+        )
+        self._started, self._status = utc_now(), ServiceStatus.none()
         self._stop_signals: list[int] = []
         self._was_up = False
         self._gpu_holder: dict[str, object] | None = None
         self._not_before = 0.0
+        self._look_due = 0.0
 
     def run(self) -> None:
         """Start, serve, stop."""
@@ -136,7 +151,7 @@ class Service:
         for folder, error in self._jobs.load():
             self._internal_error(f"reading runs/{folder}", error)
         self._examiner.start()
-        self._runner.adopt()
+        self._safely("settling what an earlier daemon left", self._runner.adopt)  # a full disk: reconciled later
         self._admission.resume()
         self._log.emit(
             "daemon.started",
@@ -150,7 +165,9 @@ class Service:
     def _came_up(self) -> None:
         """Redis answers: for the first time, or again."""
         if self._was_up:
+            self._reconciler.soon()
             return
+        self._safely("comparing disk, Redis and processes", self._reconciler.look, None)
         try:
             self._queue.clear()  # disk is the truth; whatever an earlier daemon had offered is outdated
         except TROUBLE as error:
@@ -170,21 +187,65 @@ class Service:
         self._children.check(now)
         if self._health.probe(now):
             self._came_up()
+        self._safely("comparing disk, Redis and processes", self._reconcile, now)
         self._runner.tick(now, self._children.worker)
+        if self._runner.worker_hangs():
+            self._children.replace_worker()
+        self._say_status()
+        if now >= self._look_due:
+            self._look_due = now + LOOK_SECONDS
+            self._unblock()
+            self._stop_what_must()
         if not self._runner.is_active:
             self._dispatch()
+
+    def _say_status(self) -> None:
+        """Write down how the service stands, for `qlora status`, when that has changed."""
+        followed = self._runner.followed
+        status = ServiceStatus(
+            version=__version__,
+            pid=os.getpid(),
+            started=self._started,
+            queue_answers=self._health.is_up,
+            children=self._children.statuses,
+            job=followed[0] if followed else None,
+        )
+        if status != self._status:
+            self._status = status
+            with contextlib.suppress(OSError):  # a full disk: the file is for people, and the next change writes it
+                status.store(self._home.status)
+
+    def _reconcile(self, now: float) -> None:
+        self._reconciler.look_if_due(now, self._children.worker_pid)
+
+    def _unblock(self) -> None:
+        """Let jobs go on whose others are done, and hold those whose others did not end well."""
+        for job in self._jobs:
+            if job.state is State.BLOCKED:
+                stands = standing(job, self._jobs.get)
+                if stands.state is not State.BLOCKED:
+                    self._jobs.move(job.id, stands.state, stands.reason)
+
+    def _stop_what_must(self) -> None:
+        if self._runner.is_active:
+            stop = to_stop(list(self._jobs), utc_now(), self._conditions(gpu_free=True))
+            if stop is not None:
+                self._runner.stop(stop)
+
+    def _conditions(self, *, gpu_free: bool) -> Conditions:
+        return Conditions(
+            queue_answers=self._health.is_up and self._children.worker is not None,
+            gpu_free=gpu_free,
+            resting=self._runner.resting,
+            paused=self._orders.is_paused,
+        )
 
     def _dispatch(self) -> None:
         waiting = any(job.state is State.QUEUED for job in self._jobs)
         if not waiting:
             return
         worker = self._children.worker
-        conditions = Conditions(
-            queue_answers=self._health.is_up and worker is not None,
-            gpu_free=self._is_gpu_free(),
-            resting=self._runner.resting,
-        )
-        job = next_job(list(self._jobs), utc_now(), conditions)
+        job = next_job(list(self._jobs), utc_now(), self._conditions(gpu_free=self._is_gpu_free()))
         if job is not None and worker is not None:
             try:
                 self._runner.dispatch(job, worker)
@@ -208,22 +269,25 @@ class Service:
             pauses.append(ACTIVE_TICK)
         if not self._health.is_up:
             pauses.append(self._health.pause(now))
-        if any(job.state is State.QUEUED for job in self._jobs):
+        if any(job.state in (State.QUEUED, State.BLOCKED) for job in self._jobs):
             pauses.append(QUEUED_TICK)
         pauses.append(self._children.seconds_until_due(now))
+        pauses.append(self._admission.seconds_until_due)
         return min(pauses)
 
     # Messages
 
     def _read_mail(self, pause: float) -> None:
-        """Wait for a message, then act on all that are there."""
-        try:
-            message = self._mail.get(timeout=max(0.001, pause))
-            while True:
+        """Wait for a message, then act on those that are there, on many verdicts at once."""
+        wait: float | None = max(0.001, pause)
+        with contextlib.suppress(Empty):
+            for _ in range(READ_AT_ONCE):
+                message = self._mail.get(timeout=wait) if wait else self._mail.get_nowait()
                 self._safely(type(message).__name__, self._act, message)
-                message = self._mail.get_nowait()
-        except Empty:
-            return
+                wait = None
+        if not self._stop_signals:
+            self._safely("admitting jobs", self._admission.settle)
+        self._safely("answering requests", self._desk.send)
 
     def _act(self, message: Message) -> None:
         match message:
@@ -241,7 +305,8 @@ class Service:
             case Examined(key, verdict, survey):
                 self._admission.examined(key, verdict, survey)
             case Asked(received):
-                self._desk.carry_out(received, self._admission, self._runner)
+                self._desk.carry_out(received, self._admission, self._orders)
+                self._look_due = 0.0
             case QueueFailed(reason):
                 self._health.failed(reason)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.jobfile import SUFFIXES
+from qlora_worker.letters import is_letter
 
 OTHER_SECONDS = 10.0  # before something that is no job file, or is empty, is turned away
 MAX_ENTRIES = 20_000  # looked at in one dropped folder
@@ -105,7 +106,7 @@ def _problem(found: Found) -> tuple[str, str] | None:
 
 def _problem_of_file(name: str, size: int) -> tuple[str, str] | None:
     suffix = Path(name).suffix
-    if suffix.lower() not in SUFFIXES:
+    if suffix.lower() not in SUFFIXES and not is_letter(name):
         ending = f"ends in `{suffix}`" if suffix else "has no ending"
         return (
             f"{name} is not a job file: its name {ending}.",

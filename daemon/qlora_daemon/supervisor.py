@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 
 from qlora_daemon.mail import ChildPrinted, Post
 from qlora_engine.job.events import EventLog
+from qlora_engine.job.record import utc_now
+from qlora_engine.job.service_status import ChildState, ChildStatus
 
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 30.0
@@ -56,11 +58,18 @@ class Child:
         self._due: float | None = None  # of the next start, monotonic
         self._restarts = 0
         self._stopping = False
+        self._changed = utc_now()
+        self._last_exit: int | None = None
 
     @property
     def is_running(self) -> bool:
         """Whether it was started and its end has not been noticed."""
         return self._process is not None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id while it runs."""
+        return self._process.pid if self._process is not None else None
 
     @property
     def due(self) -> float | None:
@@ -96,7 +105,7 @@ class Child:
         finally:
             for descriptor in inherited:
                 os.close(descriptor)
-        self._process, self.generation, self._due = process, self.generation + 1, None
+        self._process, self.generation, self._due, self._changed = process, self.generation + 1, None, utc_now()
         self._reader = threading.Thread(target=self._relay, args=(process,), name=f"{self.name}-output", daemon=True)
         self._reader.start()
         self._log.emit("child.started", child=self.name, pid=process.pid)
@@ -131,6 +140,33 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
+    def replace(self) -> None:
+        """End a child that hangs; it is started again like one that ended by itself."""
+        if self._process is not None and self._process.poll() is None:
+            self._log.emit("child.hung", child=self.name, pid=self._process.pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    @property
+    def status(self) -> ChildStatus:
+        """How it stands, for people."""
+        if self._process is not None:
+            state: ChildState = "running"
+        elif self._due is not None:
+            state = "waiting"
+        else:
+            state = "stopped"
+        return ChildStatus(
+            name=self.name,
+            state=state,
+            pid=self.pid,
+            starts=self.generation,
+            restarts=self._restarts,
+            changed=self._changed,
+            last_exit=self._last_exit,
+            delay=restart_delay(max(0, self._restarts - 1)) if state == "waiting" else None,
+        )
+
     def wait(self, seconds: float) -> bool:
         """Wait for its end; whether it came."""
         if self._process is not None:
@@ -145,7 +181,7 @@ class Child:
             return None
         if self._reader is not None:
             self._reader.join(1.0)  # its last lines say why it ended
-        self._process = None
+        self._process, self._changed, self._last_exit = None, utc_now(), int(process.returncode)
         self._close_pipe()
         ran = now - self._started
         self._log.emit("child.exited", child=self.name, pid=process.pid, code=process.returncode, seconds=round(ran, 1))

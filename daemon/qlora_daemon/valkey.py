@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from qlora_worker.queue import TROUBLE
 from qlora_worker.settings import Settings
 
 END_SECONDS = 5.0
+KEPT_DAMAGED = 3  # files that were moved aside
 _DAMAGE = ("Bad file format", "Unrecoverable error", "append only file", "AOF manifest", "RDB format version")
 
 
@@ -103,6 +105,11 @@ def says_damaged(lines: list[str]) -> bool:
     return any(sign in line for line in lines for sign in _DAMAGE if "done" not in line.lower())
 
 
+def says_full(lines: list[str]) -> bool:
+    """Whether a server's last words complain of a full disk, which no empty file would cure."""
+    return any("No space left" in line for line in lines)
+
+
 def move_damaged_aside(home: Home) -> tuple[Path, Path] | None:
     """Put the append-only file out of the way, so that the server starts empty.
 
@@ -114,4 +121,6 @@ def move_damaged_aside(home: Home) -> tuple[Path, Path] | None:
         return None
     target = folder.with_name(f"{folder.name}.damaged-{utc_now():%Y%m%d-%H%M%S}-{time.monotonic_ns() % 1000:03}")
     folder.rename(target)
+    for old in sorted(folder.parent.glob(f"{folder.name}.damaged-*"))[:-KEPT_DAMAGED]:
+        shutil.rmtree(old, ignore_errors=True)
     return folder, target

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -36,6 +38,22 @@ class DataFile(BaseModel):
     bytes: int
     sha256: str
     format: DataFormat
+
+
+@dataclass(frozen=True)
+class RowKeys:
+    """What of a job decides whether a row can be trained on: where its text is, and whether prompts are masked."""
+
+    prompt_feature: str
+    completion_feature: str
+    chat_feature: str
+    text_feature: str
+    mask_prompt: bool
+
+    @classmethod
+    def of(cls, spec: JobSpec) -> Self:
+        """Those of a job."""
+        return cls(**{field.name: getattr(spec, field.name) for field in fields(cls)})
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -141,6 +159,14 @@ def _check_file(path: Path, spec: JobSpec) -> DataFile:
         raise DataRejected(
             f"{path.name} is not a regular file.", where=str(path), remedy="Write the rows into a plain file."
         )
+    found = path.stat()
+    seen = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return _checked(path, RowKeys.of(spec), seen)
+
+
+# The jobs of a sweep, examined by one process, have one data file. What it looked like is a part of the key.
+@functools.lru_cache(maxsize=16)
+def _checked(path: Path, spec: RowKeys, seen: tuple[int, ...]) -> DataFile:  # seen: for the cache
     digest, rows, kind = hashlib.sha256(), 0, None
     try:
         with path.open("rb") as file:
@@ -165,7 +191,7 @@ def _check_file(path: Path, spec: JobSpec) -> DataFile:
     return DataFile(path=str(path), rows=rows, bytes=path.stat().st_size, sha256=digest.hexdigest(), format=kind)
 
 
-def format_of(row: Mapping[str, Any], spec: JobSpec, path: Path, number: int) -> DataFormat:
+def format_of(row: Mapping[str, Any], spec: JobSpec | RowKeys, path: Path, number: int) -> DataFormat:
     """The format of a file by its first row, in mlx_lm's order of precedence."""
     if spec.prompt_feature in row and spec.completion_feature in row:
         return DataFormat.COMPLETION
@@ -187,7 +213,7 @@ def format_of(row: Mapping[str, Any], spec: JobSpec, path: Path, number: int) ->
     )
 
 
-def check_row(row: Mapping[str, Any], kind: DataFormat, spec: JobSpec, path: Path, number: int) -> None:
+def check_row(row: Mapping[str, Any], kind: DataFormat, spec: JobSpec | RowKeys, path: Path, number: int) -> None:
     """Raise `DataRejected` unless the row has what its format needs, with the right types."""
     keys = {
         DataFormat.COMPLETION: (spec.prompt_feature, spec.completion_feature),

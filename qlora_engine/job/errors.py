@@ -73,6 +73,10 @@ class DataRejected(JobRejected):
     """The training, validation or test data cannot be used."""
 
 
+class DuplicateJob(JobRejected):
+    """A job with the same file and the same data has not ended yet."""
+
+
 class ModelRejected(JobRejected):
     """The model is missing or is not one that can be trained."""
 
@@ -157,6 +161,12 @@ class NoSuchJob(QloradError):
     """No job, or more than one, has an id that contains this text."""
 
     exit_code = Exit.NOINPUT
+
+
+class WrongState(QloradError):
+    """A job's state does not allow what was asked."""
+
+    exit_code = Exit.DATAERR
 
 
 class BadSetting(QloradError):

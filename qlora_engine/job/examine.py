@@ -1,23 +1,25 @@
 """Examine a job file before it becomes a job: parse, validate, find its model, check its data.
 
 Runs as a short-lived process of its own (`python -P -m qlora_engine.job.examine`), so that a hostile or huge
-file cannot hurt whoever asks, and needs neither mlx nor a tokenizer. The request is one JSON object on standard
-input (`ExamineRequest`), the verdict one JSON object on standard output (`Verdict`).
+file cannot hurt whoever asks, and needs neither mlx nor a tokenizer. Each line on standard input is a request
+(`ExamineRequest`) and is answered by a line on standard output (`Verdict`), both JSON.
 """
 
 from __future__ import annotations
 
 import errno
 import importlib.util
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from qlora_engine.job import datafiles
 from qlora_engine.job.errors import DataRejected, JobRejected, ModelRejected, QloradError
-from qlora_engine.job.jobfile import read_job_file
+from qlora_engine.job.jobfile import JobText, parse, read_job_file
 from qlora_engine.job.models import resolve
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.services import check_installed
@@ -31,6 +33,7 @@ class ExamineRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     job_file: str
+    text: str | None = None  # what it holds, if it is not to be read; only its name counts then
     home: str
     base: str | None = None  # the folder that relative paths start from; None forbids them
     shown_as: str  # what the user calls the file
@@ -55,10 +58,15 @@ class Verdict(BaseModel):
         return cls(what=error.what, where=error.where, remedy=error.remedy, exit_code=int(error.exit_code))
 
 
+M = TypeVar("M", ExamineRequest, Verdict)
+
+
 def examine_request(request: ExamineRequest) -> ResolvedJob:
     """`examine` as a request asks for it."""
     base = Path(request.base) if request.base else None
-    return examine(Path(request.job_file), home=Path(request.home), base=base, shown_as=request.shown_as)
+    job_file = Path(request.job_file)
+    text = read_job_file(job_file)[1] if request.text is None else parse(request.text, job_file.name)
+    return resolved(text, home=Path(request.home), base=base, shown_as=request.shown_as)
 
 
 def examine(job_file: Path, *, home: Path, base: Path | None, shown_as: str | None = None) -> ResolvedJob:
@@ -74,15 +82,19 @@ def examine(job_file: Path, *, home: Path, base: Path | None, shown_as: str | No
         JobRejected: (or a subclass) with what is wrong, where, and the remedy.
     """
     _, text = read_job_file(job_file)
+    return resolved(text, home=home, base=base, shown_as=shown_as or job_file.name)
+
+
+def resolved(text: JobText, *, home: Path, base: Path | None, shown_as: str) -> ResolvedJob:
+    """`examine` for a job file that has been parsed."""
     spec = validate(text)
     check_installed(spec)
-    shown = shown_as or job_file.name
     model_path = find_model(spec.model, home=home, base=base)
     return ResolvedJob(
         spec=spec,
         model_path=str(model_path) if model_path else None,
-        data=_find_data(spec, base, shown),
-        resume_adapter_file=_find_adapter(spec, base, shown),
+        data=_find_data(spec, base, shown_as),
+        resume_adapter_file=_find_adapter(spec, base, shown_as),
     )
 
 
@@ -189,6 +201,12 @@ def _find_adapter(spec: JobSpec, base: Path | None, shown: str) -> str | None:
     path = _absolute("resume_adapter_file", spec.resume_adapter_file, base)
     if path is None:
         raise _needs_folder("resume_adapter_file", spec.resume_adapter_file, shown)
+    if path.suffix != ".safetensors":  # other formats may hold pickles
+        raise JobRejected(
+            f"`resume_adapter_file` is {path.name}, which is no .safetensors file.",
+            where=f"resume_adapter_file: {spec.resume_adapter_file}",
+            remedy="Name a .safetensors file of an earlier run, or remove the key.",
+        )
     if not path.is_file():
         raise JobRejected(
             f"The adapter file {path} does not exist.",
@@ -241,15 +259,36 @@ def _needs_folder(key: str, value: str, shown: str) -> DataRejected:
     )
 
 
-def main() -> int:
-    """Read a request, print the verdict; 0 in either case, since a rejection is an answer."""
-    request = ExamineRequest.model_validate_json(sys.stdin.buffer.read())
-    try:
-        verdict = Verdict(job=examine_request(request))
-    except QloradError as error:
-        verdict = Verdict.against(error)
-    sys.stdout.write(verdict.model_dump_json() + "\n")
+def answer_requests(verdict_on: Callable[[ExamineRequest], Verdict]) -> int:
+    """Read a request a line, print its verdict; 0 in any case, since a rejection is an answer."""
+    for line in sys.stdin.buffer:
+        verdict = verdict_on(read_line(ExamineRequest, line))
+        sys.stdout.write(as_line(verdict))
+        sys.stdout.flush()
     return 0
+
+
+def as_line(message: ExamineRequest | Verdict) -> str:
+    """A message as one line of ASCII. A file name that is not UTF-8 survives it, which pydantic's own JSON refuses."""
+    return json.dumps(message.model_dump()) + "\n"
+
+
+def read_line(kind: type[M], line: bytes) -> M:
+    """A message from its line. Raises `ValueError` if it is none."""
+    return kind.model_validate(json.loads(line))
+
+
+def verdict_on(request: ExamineRequest) -> Verdict:
+    """The answer to a request."""
+    try:
+        return Verdict(job=examine_request(request))
+    except QloradError as error:
+        return Verdict.against(error)
+
+
+def main() -> int:
+    """Examine what is asked for until standard input ends."""
+    return answer_requests(verdict_on)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,16 @@ class Home:
         return self.state / "daemon.lock"
 
     @property
+    def status(self) -> Path:
+        """How the daemon and its children stand, as it last said."""
+        return self.state / "status.json"
+
+    @property
+    def pause(self) -> Path:
+        """Whether the queue is paused."""
+        return self.state / "pause.json"
+
+    @property
     def socket(self) -> Path:
         """The embedded server's unix socket."""
         return self.state / "valkey.sock"
@@ -182,12 +192,17 @@ def new_job_id(name: str, now: datetime, taken: Path) -> str:
     Args:
         name: what the job calls itself; reduced to lower-case letters, digits and hyphens.
         now: the time of acceptance.
-        taken: the folder of runs; an id that exists there gets a random suffix.
+        taken: the folder of runs; an id that exists there, or is being made, gets a random suffix.
     """
     job_id = f"{now:%Y%m%d-%H%M%S}-{slug(name)}"
-    while (taken / job_id).exists():
+    while (taken / job_id).exists() or unfinished_run(taken, job_id).exists():
         job_id = f"{now:%Y%m%d-%H%M%S}-{slug(name)[:56]}-{secrets.token_hex(3)}"
     return job_id
+
+
+def unfinished_run(runs: Path, job_id: str) -> Path:
+    """Where a run folder is made, before it appears under its own name."""
+    return runs / f".tmp-{job_id}"
 
 
 def slug(name: str) -> str:

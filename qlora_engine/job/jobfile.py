@@ -50,7 +50,7 @@ def read_job_file(path: Path) -> tuple[str, JobText]:
     Raises:
         JobRejected: with what is wrong, on which line, and what would be right.
     """
-    text = _read_text(path)
+    text = read_text(path)
     return text, parse(text, path.name)
 
 
@@ -111,7 +111,8 @@ def too_large(name: str, size: int) -> JobRejected:
     )
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path, limit: int = MAX_BYTES) -> str:
+    """The text of a regular file that is no link and has at most `limit` bytes. Raises `JobRejected`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -128,10 +129,10 @@ def _read_text(path: Path) -> str:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise JobRejected(f"{path.name} is not a regular file.", where=path.name, remedy="Drop a plain text file.")
-        if status.st_size > MAX_BYTES:
+        if status.st_size > limit:
             raise too_large(path.name, status.st_size)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(limit + 1)
     finally:
         os.close(descriptor)
     try:
@@ -226,6 +227,15 @@ class _Loader(yaml.SafeLoader):
                 f"A number has {len(node.value):,} digits.", "Write a shorter one.", node.start_mark.line + 1
             )
         return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (AttributeError, LookupError, TypeError, ArithmeticError):  # from PyYAML: `!!timestamp x`, `!!bool x`
+            kind = node.tag.removeprefix("tag:yaml.org,2002:")
+            raise _Refused(
+                f"A value is no {kind}.", "Remove the tag that stands before it.", node.start_mark.line + 1
+            ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 START = "start"  # until the first phase: imports, the GPU lock
 PHASES = (START, "load", "data", "measure", "compile", "train", "validate", "save", "test", "sample")
 WIDTH = 512  # bytes of the one line, so that a write replaces the whole of the last
+SUM = 9  # bytes of it: the CRC-32 of those before it, in hexadecimal digits, and the line's end
 
 
 @dataclass(frozen=True)
@@ -104,15 +106,22 @@ class Pulse:
             f'{{"attempt": {self._attempt}, "phase": "{self._phase}", "step": {self._step}, "beats": {self._beats}, '
             f'"gaps": {self._gaps_text}}}'
         )
+        text = line.ljust(WIDTH - SUM).encode()
         # A full disk must not end the training: the next write, soon, may find room.
         with contextlib.suppress(OSError):
-            os.pwrite(self._file, (line.ljust(WIDTH - 1) + "\n").encode(), 0)
+            os.pwrite(self._file, text + b"%08x\n" % zlib.crc32(text), 0)
 
 
 def read(path: Path) -> Heartbeat | None:
-    """What the training process last said; None when it said nothing yet or is just writing."""
+    """What the training process last said; None when it said nothing yet or is just writing.
+
+    A read may meet a write half-way, and a line made of two may be good JSON: only its sum tells.
+    """
     try:
-        value = json.loads(path.read_bytes()[:WIDTH])
+        line = path.read_bytes()[:WIDTH]
+        if int(line[-SUM:], 16) != zlib.crc32(line[:-SUM]):
+            return None
+        value = json.loads(line[:-SUM])
         gaps = {str(phase): float(gap) for phase, gap in value["gaps"].items()}
         return Heartbeat(int(value["attempt"]), str(value["phase"]), int(value["step"]), int(value["beats"]), gaps)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -32,9 +31,23 @@ class JobRecord(BaseModel):
     state: State
     reason: str = Field(default="", description="why the job is in this state, for a person")
     priority: int = 0
+    urgent: bool = Field(default=False, description="goes before all others; the running job stops for it")
+    after: tuple[str, ...] = Field(default=(), description="ids of jobs that must be done first")
+    not_before: datetime | None = None
+    retries: int = Field(default=0, description="how often it may be tried again")
+    retried: int = Field(default=0, description="how often it was, since a person last let it go on")
+    rests_until: datetime | None = Field(default=None, description="before it is tried again")
+    max_runtime: float | None = Field(default=None, description="seconds of training after which it is held")
+    ran: float = Field(default=0.0, description="seconds of training since a person last let it go on")
+    running_since: datetime | None = Field(default=None, description="the training process of this attempt")
+    after_stop: State = Field(default=State.QUEUED, description="where it goes when it has stopped")
+    stop_reason: str = Field(default="", description="why it is being stopped, if not since the service stops")
+    asked: tuple[str, ...] = Field(default=(), description="keys of the last requests that concerned it")
     attempt: int = Field(default=0, description="how often it was given to the worker")
     crashes: int = Field(default=0, description="crashes in a row without a new checkpoint")
     stalls: dict[str, int] = Field(default={}, description="by phase, stalls in a row without a new checkpoint")
+    reboots: int = Field(default=0, description="how often the machine went down while it ran")
+    boot: str | None = Field(default=None, description="the start of the machine in which the attempt began")
     created: datetime
     changed: datetime
     started: datetime | None = Field(default=None, description="first training process")
@@ -44,9 +57,12 @@ class JobRecord(BaseModel):
     checkpoint_step: int = Field(default=0, description="step of the newest checkpoint")
     cancel_requested: bool = False
     request: str | None = Field(default=None, description="idempotency key of the submission")
+    content: str | None = Field(default=None, description="digest of the job file and its data, to know it again by")
 
     @classmethod
-    def new(cls, job_id: str, name: str, *, priority: int = 0, request: str | None = None) -> Self:
+    def new(
+        cls, job_id: str, name: str, *, priority: int = 0, request: str | None = None, content: str | None = None
+    ) -> Self:
         """The record of a job that has just been accepted."""
         now = utc_now()
         return cls(
@@ -57,6 +73,7 @@ class JobRecord(BaseModel):
             created=now,
             changed=now,
             request=request,
+            content=content,
         )
 
     @property
@@ -88,4 +105,4 @@ class JobRecord(BaseModel):
             OSError: there is none.
             ValueError: it is not a record of this format.
         """
-        return cls.model_validate(json.loads(path.read_bytes()))
+        return cls.model_validate_json(path.read_bytes())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -19,22 +20,25 @@ from pydantic import (
 
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.jobfile import JobText
+from qlora_engine.job.when import moment_of, seconds_of
 
 # Keys of the design that this version does not act on. Taking them in silence would break a promise.
 NOT_YET = frozenset(
     {
-        "after",
-        "not_before",
-        "retries",
-        "max_runtime",
         "notify",
     }
 )
+
+# What `hf_dataset.config` may say to `datasets.load_dataset`: which data, and nothing of how it is loaded.
+HUB_CONFIG = frozenset({"name", "data_dir", "data_files", "revision", "verification_mode", "keep_in_memory"})
+# A packaged loader that unpickles, which runs whatever the file says.
+UNPICKLES = frozenset({"pandas"})
 
 REPORTERS = ("wandb", "swanlab", "tensorboard", "trackio")
 
 AS_WRITTEN = {"as_written": True}  # validation context: only keys that a person wrote are there
 
+T = TypeVar("T")
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -130,6 +134,15 @@ class JobSpec(_Section):
     # ours
     name: Annotated[str, Field(min_length=1, max_length=80)] | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] = Field(default=0, description="higher goes first")
+    urgent: bool = Field(default=False, description="goes before all others; the running job stops for it")
+    after: list[Text] = Field(default=[], max_length=100, description="jobs that must be done first: ids or names")
+    not_before: Text | None = Field(default=None, description="starts at this time or later")
+    retries: Annotated[int, Field(ge=0, le=20)] = Field(
+        default=0, description="how often it is tried again after it crashed, stalled, or missed a service"
+    )
+    max_runtime: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="seconds of training, or 30m, 2h30m, 1d: then it is held at a checkpoint"
+    )
     epochs: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="length of the run in passes over the data, instead of `iters`"
     )
@@ -171,11 +184,38 @@ class JobSpec(_Section):
         default=None, description="wandb, swanlab, tensorboard, trackio; several with commas, as in mlx_lm"
     )
 
+    @field_validator("after", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("not_before", mode="before")
+    @classmethod
+    def _as_moment(cls, value: Any) -> Any:
+        return None if value is None else _read("not_before", moment_of, value).isoformat()
+
+    @field_validator("max_runtime", mode="before")
+    @classmethod
+    def _as_seconds(cls, value: Any) -> Any:
+        return None if value is None else _read("max_runtime", seconds_of, value)
+
     @field_validator("packing", mode="before")
     @classmethod
     def _as_word(cls, value: Any) -> Any:
         # YAML reads `on` and `off` as truth values.
         return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+    @field_validator("hf_dataset", mode="after")
+    @classmethod
+    def _harmless(cls, value: Any) -> Any:
+        for section in value if isinstance(value, list) else [value or {}]:
+            path, config = section.get("path"), section.get("config") or {}
+            if path in UNPICKLES or str(path).endswith((".py", ".pkl", ".pickle")):
+                raise ValueError(f"`hf_dataset.path` is {path!r:.60}, which would run code that came with the data")
+            if not isinstance(config, dict) or (more := sorted(config.keys() - HUB_CONFIG)):
+                found = f"has `{more[0]!s:.60}`" if isinstance(config, dict) else "is no section"
+                raise ValueError(f"`hf_dataset.config` {found}; it may have {', '.join(sorted(HUB_CONFIG))}")
+        return value
 
     @field_validator("optimizer_config", mode="before")
     @classmethod
@@ -218,6 +258,13 @@ class JobSpec(_Section):
         return self.checkpoint_every or self.save_every
 
 
+def _read(key: str, reads: Callable[[Any], T], value: Any) -> T:
+    try:
+        return reads(value)
+    except ValueError as error:
+        raise ValueError(f"`{key}` is {_shown(value)}, but it {error}") from None
+
+
 def _reporters(value: str | list[str] | None) -> tuple[str, ...]:
     names = value.split(",") if isinstance(value, str) else value or []
     return tuple(name.strip().lower() for name in names if name.strip())
@@ -251,7 +298,8 @@ def validate(job: JobText) -> JobSpec:
 
 def _describe(problem: Any, job: JobText) -> tuple[str, str, str]:
     # Where a value may have one of several types, pydantic adds the type that it tried: `list[dict[str,any]]`.
-    keys = tuple(str(part) for part in problem["loc"] if "[" not in str(part))
+    place = problem["loc"]
+    keys = tuple(str(part) for number, part in enumerate(place) if number == 0 or "[" not in str(part))
     dotted = ".".join(keys) or "the job"
     where = job.where(keys)
     match problem["type"]:

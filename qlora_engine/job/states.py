@@ -28,13 +28,15 @@ LEGAL_MOVES: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.STARTING, State.BLOCKED, State.HELD, State.FAILED, State.CANCELLED}),
     State.BLOCKED: frozenset({State.QUEUED, State.HELD, State.FAILED, State.CANCELLED}),
     State.HELD: frozenset({State.QUEUED, State.BLOCKED, State.CANCELLED}),
-    State.STARTING: frozenset({State.RUNNING, State.STOPPING, State.QUEUED, State.FAILED}),
-    State.RUNNING: frozenset({State.STOPPING, State.QUEUED, State.DONE, State.FAILED}),
+    # From starting or running to held: the machine went down under it too often.
+    State.STARTING: frozenset({State.RUNNING, State.STOPPING, State.QUEUED, State.HELD, State.FAILED}),
+    State.RUNNING: frozenset({State.STOPPING, State.QUEUED, State.HELD, State.DONE, State.FAILED}),
     # A job that is asked to stop may still reach its end first.
     State.STOPPING: frozenset({State.QUEUED, State.HELD, State.CANCELLED, State.DONE, State.FAILED}),
     State.DONE: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
+    # Only on request: the same run goes on from its checkpoint.
+    State.FAILED: frozenset({State.QUEUED, State.BLOCKED}),
+    State.CANCELLED: frozenset({State.QUEUED, State.BLOCKED}),
 }
 
 

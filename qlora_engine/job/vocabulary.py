@@ -62,6 +62,9 @@ EVENTS: dict[str, EventType] = {
     "child.killed": EventType(
         "A child process did not end in time and was killed.", _CHILD | {"seconds": "it was given"}, "warning"
     ),
+    "child.hung": EventType(
+        "A child process lives and does nothing; it is killed and started again.", _CHILD, "warning"
+    ),
     "child.output": EventType("A child process printed a line.", {"child": "which", "line": "the text"}, "debug"),
     "queue.unreachable": EventType("Redis does not answer.", {"reason": "what the connection says"}, "warning"),
     "queue.damaged": EventType(
@@ -70,6 +73,15 @@ EVENTS: dict[str, EventType] = {
         "warning",
     ),
     "queue.reachable": EventType("Redis answers again.", {"seconds": "it did not"}),
+    "state.reconciled": EventType(
+        "Disk, Redis and the live processes did not agree, and it was put right.",
+        {
+            "found": "what did not fit",
+            "subject": "a name in Redis, a job's id or a process id",
+            "answer": "what was done",
+        },
+        "warning",
+    ),
     "library.log": EventType("A library logged something.", {"logger": "which", "message": "the text"}, "debug"),
     "internal.error": EventType(
         "A bug of ours; the daemon goes on.", {"doing": "what was being done", "error": "type and text"}, "error"
@@ -119,6 +131,10 @@ EVENTS: dict[str, EventType] = {
             "outcome": "done, stopped, stalled, out_of_memory, failed, crashed or lost",
         },
     ),
+    "queue.paused": EventType(
+        "Nothing starts until the queue is resumed.", {"until": "when it ends by itself, or None"}
+    ),
+    "queue.resumed": EventType("Jobs start again.", {}),
     "gpu.busy": EventType(
         "No job starts: another process holds the GPU lock.", {"holder": "what it says of itself"}, "warning"
     ),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from qlora_engine.job.events import Event
+from typing import TYPE_CHECKING
+
 from qlora_engine.job.text import duration, plain, size
+
+if TYPE_CHECKING:  # what writes events costs a client a tenth of a second
+    from qlora_engine.job.events import Event
 
 _HIDDEN = frozenset({"ts", "level", "event", "job", "attempt"})
 

@@ -29,6 +29,11 @@ FREE_KEYS = frozenset(
     {
         "name",
         "priority",
+        "urgent",
+        "after",
+        "not_before",
+        "retries",
+        "max_runtime",
         "project_name",
         "adapter_path",
         "config",

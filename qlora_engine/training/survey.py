@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import mlx.core as mx
 import psutil
@@ -19,11 +20,11 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer
 
 from qlora_engine.job.errors import DataRejected, ModelRejected, QloradError
-from qlora_engine.job.examine import ExamineRequest, Verdict, examine_request
+from qlora_engine.job.examine import ExamineRequest, Verdict, answer_requests, examine_request
 from qlora_engine.job.folder import Home
 from qlora_engine.job.preflight.backends import Name
 from qlora_engine.job.preflight.batch import GRID, Batch
-from qlora_engine.job.preflight.duration import Work, operations, speed_of_earlier, steps_of
+from qlora_engine.job.preflight.duration import SPEED_KEYS, Speed, Work, operations, speed_of_earlier, steps_of
 from qlora_engine.job.preflight.judgement import Fit, Machine, fit
 from qlora_engine.job.preflight.memory import GIGA
 from qlora_engine.job.preflight.shape import ModelShape, ShapeUnknown
@@ -32,6 +33,7 @@ from qlora_engine.job.spec import JobSpec
 from qlora_engine.job.survey import Survey
 from qlora_engine.settings import EngineSettings
 from qlora_engine.training.device import on_cpu
+from qlora_engine.training.encode import DECIDES
 from qlora_engine.training.ladder import Layout, next_rung
 from qlora_engine.training.memory import Device, limits_of
 from qlora_engine.training.tally import Tally, tally
@@ -39,8 +41,37 @@ from qlora_engine.training.throughput import measured_speed
 from qlora_engine.training.token_cache import TokenCache
 from qlora_engine.training.token_source import TokenSource
 
+T = TypeVar("T")
+
 USABLE = 0.9  # of the machine's memory, where nothing else sets a limit
+REMEMBERED = 8  # results of a kind
 LOOK_SECONDS = 60.0  # at the rows of a file; what is left is estimated
+
+
+class KnownBefore:
+    """What the jobs of a sweep have in common, found out once by the process that examines them one after another."""
+
+    def __init__(self) -> None:
+        self.machines = Remembered[Machine]()
+        self.tokenizers = Remembered[TokenizerWrapper]()
+        self.tallies = Remembered[Tally]()
+        self.speeds = Remembered[Speed | None]()
+
+
+class Remembered(Generic[T]):
+    """The newest few results by key."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, T] = {}
+
+    def __call__(self, key: str, find: Callable[[], T]) -> T:
+        """What is known under this key, or what `find` finds."""
+        if key not in self._found:
+            found = find()
+            while len(self._found) >= REMEMBERED:
+                del self._found[next(iter(self._found))]
+            self._found[key] = found
+        return self._found[key]
 
 
 def survey(
@@ -50,6 +81,7 @@ def survey(
     cache: TokenCache | None = None,
     gpu_lock: Path | None = None,
     seconds: float = LOOK_SECONDS,
+    known_before: KnownBefore | None = None,
 ) -> Survey:
     """What a job's data and model show.
 
@@ -59,20 +91,25 @@ def survey(
         cache: of tokens, which are counted there, and put there when all of them are made.
         gpu_lock: time the device for the estimate of the time, while this lock is free; None leaves it alone.
         seconds: to spend on the rows of each file.
+        known_before: what other jobs of this process have shown.
 
     Raises:
         JobRejected: no row has a target, or the job surely does not fit into memory.
         ModelRejected: the tokenizer cannot be loaded.
     """
-    machine = find_machine(job.spec)
+    known_before = known_before or KnownBefore()
+    machine = known_before.machines(job.spec.memory.model_dump_json(), lambda: find_machine(job.spec))
     known = Survey(backend=machine.backend, limit_gb=machine.limit / GIGA, limit_source=machine.source)
     if job.model_path is None:
         return _with(known, f"The model {job.spec.model} is not on this machine yet, so its memory is not known.")
     if not job.data:
         return _with(known, "The data set comes from the hub and is looked at when training begins.")
     model = Path(job.model_path)
-    tokens = TokenSource(job.spec, _tokenizer(model, job.spec.model), model, cache)
-    rows = tally(job.data["train"], tokens, seconds=seconds)
+    tokenizer = known_before.tokenizers(str(model), lambda: _tokenizer(model, job.spec.model))
+    tokens = TokenSource(job.spec, tokenizer, model, cache)
+    file = job.data["train"]
+    counted_by = job.spec.model_dump_json(include={*DECIDES, "max_seq_length", "batch_size"})
+    rows = known_before.tallies(f"{model} {file} {counted_by}", lambda: tally(file, tokens, seconds=seconds))
     _check_targets(job, rows)
     known = _counted(known, job, rows)
     try:
@@ -84,7 +121,8 @@ def survey(
     )
     judged = fit(job.spec, shape, batch, machine, list(_ladder(job.spec, batch)))
     work = _work(job, rows, machine.backend)
-    if earlier := speed_of_earlier(job, home, machine.backend):
+    alike = f"{model} {machine.backend} {job.spec.model_dump_json(include=set(SPEED_KEYS))}"
+    if earlier := known_before.speeds(alike, lambda: speed_of_earlier(job, home, machine.backend)):
         time, source = earlier.seconds(work), earlier.source
     elif gpu_lock is not None and (speed := measured_speed(shape, batch, gpu_lock)):
         time, source = operations(job.spec, shape, work, batch) / speed, "rough, from a short measurement"
@@ -188,22 +226,26 @@ def _work(job: ResolvedJob, rows: Tally, backend: Name) -> Work:
 
 
 def main() -> int:
-    """Read a request, print the verdict; 0 in either case, since a rejection is an answer."""
-    request = ExamineRequest.model_validate_json(sys.stdin.buffer.read())
-    with contextlib.redirect_stdout(sys.stderr):  # libraries print, and the verdict must stand alone
-        verdict = verdict_on(request)
-    sys.stdout.write(verdict.model_dump_json() + "\n")
-    return 0
+    """Survey what is asked for until standard input ends."""
+    settings, known_before = EngineSettings.read(), KnownBefore()
+
+    def quietly(request: ExamineRequest) -> Verdict:
+        with contextlib.redirect_stdout(sys.stderr):  # libraries print, and the verdict must stand alone
+            return verdict_on(request, settings, known_before)
+
+    return answer_requests(quietly)
 
 
-def verdict_on(request: ExamineRequest) -> Verdict:
+def verdict_on(
+    request: ExamineRequest, settings: EngineSettings | None = None, known_before: KnownBefore | None = None
+) -> Verdict:
     """The answer to a request."""
     try:
         job = examine_request(request)
         lock, home = Path(request.measure) if request.measure else None, Home(Path(request.home))
-        limit = EngineSettings.read().token_cache_gb
+        limit = (settings or EngineSettings.read()).token_cache_gb
         cache = TokenCache.of(home, limit) if home.path.is_dir() else None  # looking at a job makes no home
-        return Verdict(job=job, survey=survey(job, home, cache=cache, gpu_lock=lock))
+        return Verdict(job=job, survey=survey(job, home, cache=cache, gpu_lock=lock, known_before=known_before))
     except QloradError as error:
         return Verdict.against(error)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
@@ -76,6 +76,7 @@ def _counts(file: Path) -> bool:
     return file.suffix.lower() not in WEIGHTS | OTHER and file.name not in NAMES
 
 
+@cache  # reading it takes milliseconds
 def _version(name: str) -> str | None:
     try:
         return version(name)

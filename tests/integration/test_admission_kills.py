@@ -18,11 +18,13 @@ from qlora_daemon.admission import Admission
 from qlora_daemon.claims import Claim
 from qlora_daemon.jobs import JobTable
 from qlora_daemon.settling import look
-from qlora_engine.job import examine
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.events import EventLog
+from qlora_engine.job.examine import ExamineRequest, examine_request
 from qlora_engine.job.folder import Home
 from qlora_engine.job.states import State
+from qlora_worker import letters
+from qlora_worker.letters import Letter
 from qlora_worker.messages import Submission
 from qlora_worker.queue import Received
 from support.service import Daemon
@@ -43,16 +45,21 @@ class AtOnce:
         )  # fmt: skip
 
     def examine(self, claim: Claim) -> None:
-        base = claim.relative_from
+        request = ExamineRequest(
+            job_file=str(claim.job_file), text=claim.text, home=str(self.home.path), shown_as=claim.name,
+            base=str(claim.relative_from) if claim.relative_from else None,
+        )  # fmt: skip
         try:
-            job = examine.examine(claim.job_file, home=self.home.path, base=base)
+            job = examine_request(request)
         except JobRejected as error:
             self.verdict(claim, error)
         else:
             self.admission.examined(claim.key, job)
+            self.admission.settle()
 
     def verdict(self, claim: Claim, error: QloradError) -> None:
         self.admission.examined(claim.key, error)
+        self.admission.settle()
 
     def take(self, name: str) -> None:
         found = look(self.home.jobs / name)
@@ -123,36 +130,41 @@ def through_every_kill(home: Home, begin: Callable[[], None], check: Callable[[]
             return moment
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "request"])
+@pytest.mark.parametrize("kind", ["file", "folder", "request", "letter"])
 def test_a_good_job_is_one_job(daemon: Daemon, kind: str) -> None:
     """Lost is a night of training that did not happen; twice is one that happened for nothing."""
     home, text = daemon.home, daemon.text(name="job")
+    submission = Submission(text=text, name="a.yaml", base=str(home.path))
+    name = f"a.{KEY}.submission" if kind == "letter" else "a.yaml"
 
     def begin() -> None:
         found = AtOnce(home)
         found.admission.resume()
         if kind == "request":
             received = Received("1-0", KEY, None)
-            found.admission.submit(received, Submission(text=text, name="a.yaml", base=str(home.path)))
+            found.admission.submit(received, submission)
             return
-        if not list(home.runs.iterdir()) and not list(home.taking.iterdir()) and not (home.jobs / "a.yaml").exists():
+        if not list(home.runs.iterdir()) and not list(home.taking.iterdir()) and not (home.jobs / name).exists():
             drop()
-        found.take("a.yaml")
+        found.take(name)
 
     def drop() -> None:
-        if kind == "file":
+        if kind == "letter":
+            letters.leave(home, Letter(key=KEY, submission=submission))
+        elif kind == "file":
             daemon.drop("a.yaml", text)
         else:
             daemon.drop_folder("a.yaml", name="job")
 
     def check() -> None:
         assert daemon.job("job").state is State.QUEUED
-        (accepted,) = home.accepted.iterdir()
-        assert accepted.name == daemon.job("job").id
-        data = json.loads(home.run(accepted.name).spec.read_text())["data"]["train"]["path"]
+        job = daemon.job("job")
+        handed_back = [] if kind == "request" else [job.id]  # what was not dropped is not handed back
+        assert [path.name for path in home.accepted.iterdir()] == handed_back
+        data = json.loads(home.run(job.id).spec.read_text())["data"]["train"]["path"]
         assert Path(data).exists()
 
-    assert through_every_kill(home, begin, check) > 20
+    assert through_every_kill(home, begin, check) > (5 if kind == "request" else 20)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

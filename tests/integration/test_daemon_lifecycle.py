@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from qlora_engine.job.states import State
 from support.service import Daemon, daemon_in, wait_until
 
 
+@pytest.mark.embedded
 def test_it_stops_in_order_and_leaves_nothing(daemon: Daemon) -> None:
     """SIGTERM, as launchd sends it, ends worker, then Valkey, then the daemon with 0, and frees the lock."""
     daemon.start()
@@ -28,6 +30,7 @@ def test_it_stops_in_order_and_leaves_nothing(daemon: Daemon) -> None:
     daemon.start()  # the lock is free
 
 
+@pytest.mark.embedded
 def test_ctrl_c_reaches_the_daemon_alone(shared: Daemon) -> None:
     """Ctrl-C goes to the terminal's foreground group; were Valkey in it, it would end first."""
     group = os.getpgid(shared.process.pid)
@@ -48,6 +51,7 @@ def test_a_second_daemon_is_refused(shared: Daemon) -> None:
     assert shared.process.poll() is None
 
 
+@pytest.mark.embedded
 def test_a_home_whose_socket_would_not_fit_is_refused(tmp_path: Path) -> None:
     """The system's own message for it names no path and no remedy."""
     home = tmp_path / ("long" * 30)
@@ -58,6 +62,7 @@ def test_a_home_whose_socket_would_not_fit_is_refused(tmp_path: Path) -> None:
         assert "Traceback" not in daemon.errors()
 
 
+@pytest.mark.embedded
 def test_the_socket_is_for_this_user_only(shared: Daemon) -> None:
     """Whoever can reach the queue can start trainings."""
     assert shared.home.state.stat().st_mode & 0o777 == 0o700
@@ -72,6 +77,7 @@ def test_a_setting_that_is_none_is_named(home: Path) -> None:
         assert (event["name"], event["nearest"]) == ("QLORAD_SETTLE_SECOND", "QLORAD_SETTLE_SECONDS")
 
 
+@pytest.mark.embedded
 def test_a_valkey_left_behind_is_ended_even_if_it_hangs(daemon: Daemon) -> None:
     """A second server on the same socket would take it over from the first, with half of the keys in each."""
     daemon.start()
@@ -129,6 +135,7 @@ def test_a_training_process_that_hangs_is_killed_in_time(home: Path) -> None:
         assert daemon.job("hung").state is State.QUEUED
 
 
+@pytest.mark.embedded
 def test_a_hung_valkey_does_not_hold_up_the_stop(daemon: Daemon) -> None:
     """A stop must end even when the queue does not answer any more."""
     daemon.start()
@@ -137,6 +144,7 @@ def test_a_hung_valkey_does_not_hold_up_the_stop(daemon: Daemon) -> None:
     assert daemon.events("child.killed", child="valkey")
 
 
+@pytest.mark.embedded
 def test_idle_it_costs_little(shared: Daemon) -> None:
     """An appliance that waits for work must not warm the room: 200 MB and 1% of a core for all three."""
     processes = [shared.process.pid, shared.child("valkey").pid, shared.child("worker").pid]
@@ -150,6 +158,7 @@ def test_idle_it_costs_little(shared: Daemon) -> None:
     assert resident < 200e6
 
 
+@pytest.mark.embedded
 def test_tcp_is_not_open(shared: Daemon) -> None:
     """Nothing of the daemon listens on the network."""
     for process in shared.processes():

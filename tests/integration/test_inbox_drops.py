@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ def test_every_way_to_drop_a_job_gives_exactly_one(shared: Daemon) -> None:
     """People copy, download and save from editors; a half-read file or a job run twice wastes a night."""
     jobs, text = shared.home.jobs, shared.text(iters=1)
     elsewhere = shared.home.path / "copied.yaml"
-    elsewhere.write_text(text)
+    elsewhere.write_text(shared.text(iters=1, name="copied"))
     shutil.copy(elsewhere, jobs / "copied.yaml")
     with (jobs / "slow.yaml").open("w") as file:  # bytes trickle in, with pauses longer than the settling time
         for start in range(0, len(text), 40):
@@ -24,13 +25,13 @@ def test_every_way_to_drop_a_job_gives_exactly_one(shared: Daemon) -> None:
     (jobs / "4913").touch()  # as vim does
     (jobs / ".edited.yaml.swp").write_text("b0VIM")
     (jobs / "edited.yaml~").write_text(text)
-    (jobs / ".edited.tmp").write_text(text)
+    (jobs / ".edited.tmp").write_text(shared.text(iters=1, name="edited"))
     (jobs / ".edited.tmp").rename(jobs / "edited.yaml")
     (jobs / "4913").unlink()
     shared.drop_folder("folder", iters=1)
     write_rows(jobs / "late" / "data")  # the data first, the job file a moment later
     time.sleep(0.5)
-    (jobs / "late" / "job.yaml").write_text(shared.text(iters=1, data="data"))
+    (jobs / "late" / "job.yaml").write_text(shared.text(iters=1, data="data", name="late"))
     names = {"copied", "slow", "edited", "folder", "late"}
     for name in names:
         assert shared.wait_for_state(name, State.DONE).attempt == 1
@@ -83,6 +84,31 @@ def test_files_dropped_while_no_daemon_runs_are_taken_at_its_start(daemon: Daemo
     daemon.drop("early.yaml", daemon.text(iters=1))
     daemon.start()
     daemon.wait_for_state("early", State.DONE)
+
+
+def test_a_name_may_be_anything_and_does_nothing_to_a_terminal(shared: Daemon) -> None:
+    """A stranger's file is dropped and its job listed; its name is printed in every view, and in rejected/."""
+    jobs = os.fsencode(shared.home.jobs)
+    names = [b"\xff\xfe.yaml", b"\x1b[31mred\x07.yaml", b"new\nline.yaml", "\u202eedoc.yaml".encode()]
+    for number, name in enumerate(names, 1):
+        Path(os.fsdecode(jobs + b"/" + name)).write_text(shared.text(iters=number, seed=0))
+    bad = [b"bad\xff.yaml", b"bad\x1b[2J.yaml"]
+    for name in bad:
+        Path(os.fsdecode(jobs + b"/" + name)).write_text("iterz: 1")
+    ids = "-job", "-red", "-new-line", "-edoc"
+    wait_until(
+        "each is a job",
+        lambda: all(any(job.id.endswith(end) and job.is_final for job in shared.jobs()) for end in ids),
+    )
+    assert all(job.name.isprintable() for job in shared.jobs())
+    rejected = os.fsencode(shared.home.rejected)
+    for name in bad:
+        path = Path(os.fsdecode(rejected + b"/" + name + b".txt"))
+        wait_until(f"{name!r} is rejected", path.exists)
+        assert path.read_text().replace("\n", "").isprintable()
+        assert "iterz" in path.read_text()
+        path.unlink()
+        path.with_suffix("").unlink()
 
 
 def test_a_file_that_is_held_open_waits(shared: Daemon) -> None:

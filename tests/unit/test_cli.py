@@ -7,15 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from qlora_client import records
+from qlora_client import listing
 from qlora_client.cli import app, main
 from qlora_engine.job.folder import Home
 from qlora_engine.job.lock import held
+from qlora_engine.job.pause import Pause
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
 
@@ -59,12 +61,18 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["submit", "missing.yaml"], 66, "There is no file missing.yaml"),
         (["submit", "no-job-file.txt"], 65, "is not a job file"),
-        (["submit", "job.yaml"], 69, "The daemon does not run"),
         (["show", "nothing"], 66, "No job has an id that contains 'nothing'"),
         (["logs", "nothing"], 66, "No job has an id"),
         (["logs", "-f", "nothing"], 66, "No job has an id"),
         (["cancel", "nothing"], 66, "No job has an id"),
         (["cancel", "sql"], 69, "The daemon does not run"),
+        (["hold", "nothing"], 66, "No job has an id"),
+        (["hold", "sql"], 69, "The daemon does not run"),
+        (["release", "sql"], 69, "The daemon does not run"),
+        (["retry", "sql"], 69, "The daemon does not run"),
+        (["prioritise", "sql", "5"], 69, "The daemon does not run"),
+        (["pause", "--for", "2h"], 69, "The daemon does not run"),
+        (["resume"], 69, "The daemon does not run"),
         (["models", "add", "missing.gguf"], 66, "neither a known model nor a file named missing.gguf"),
     ],
 )
@@ -82,7 +90,19 @@ def test_a_failure_is_one_clear_error_with_its_exit_code(
     assert output.out == ""
 
 
-@pytest.mark.parametrize("arguments", [["shwo"], ["show"], ["ls", "--al"], ["cancel", "a", "b"], ["models", "rm"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["shwo"],
+        ["show"],
+        ["ls", "--al"],
+        ["cancel", "a", "b"],
+        ["models", "rm"],
+        ["prioritise", "a"],
+        ["prioritise", "a", "101"],
+        ["pause", "--for", "soon"],
+    ],
+)
 def test_a_wrong_command_line_says_what_is_wrong(
     home: Home, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
@@ -93,8 +113,22 @@ def test_a_wrong_command_line_says_what_is_wrong(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["submit"], ["ls"], ["show"], ["logs"], ["cancel"], ["bench"], [], ["models"], ["models", "add"]]
-)
+    "arguments",
+    [
+        ["submit"],
+        ["ls"],
+        ["show"],
+        ["logs"],
+        ["cancel"],
+        ["bench"],
+        ["hold"],
+        ["prioritise"],
+        ["pause"],
+        [],
+        ["models"],
+        ["models", "add"],
+    ],
+)  # fmt: skip
 def test_help_says_what_to_type_next(arguments: list[str]) -> None:
     """Nobody reads a manual first."""
     result = CliRunner().invoke(app, [*arguments, "--help"])
@@ -185,7 +219,7 @@ def test_a_bad_setting_is_named(
 ) -> None:
     """A typo in the environment must not look like a bug."""
     monkeypatch.setenv("QLORAD_SETTLE_SECONDS", "soon")
-    assert main(["ls"]) == 78
+    assert main(["show", "sql"]) == 78
     assert "QLORAD_SETTLE_SECONDS" in capsys.readouterr().err
 
 
@@ -197,7 +231,7 @@ def test_a_bug_shows_one_line_and_keeps_the_details(
     def broken(*_: object) -> None:
         raise KeyError("\x1b[31mboom")
 
-    monkeypatch.setattr(records, "list_records", broken)
+    monkeypatch.setattr(listing, "overview", broken)
     assert main(["ls"]) == 70
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
@@ -256,3 +290,22 @@ def test_a_closed_pipe_ends_quietly(home: Home) -> None:
         process.stdout.close()
         error = process.stderr.read()
     assert error == ""
+
+
+def test_a_queued_job_says_what_it_waits_for(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody should have to look into another job's record to know when his own begins."""
+    later = datetime.now(UTC) + timedelta(hours=3)
+    record = JobRecord.new(JOB, "sql-assistant").moved(State.QUEUED).noting(not_before=later, urgent=True)
+    home.run(JOB).path.mkdir(parents=True)
+    record.store(home.run(JOB).state)
+    home.state.mkdir()
+    Pause(paused=True).store(home.pause)
+    assert main(["ls"]) == 0
+    output = capsys.readouterr()
+    assert "or later" in output.out
+    assert "urgent" in output.out
+    assert "The queue is paused until `qlora resume`." in output.err
+    assert main(["show", JOB]) == 0
+    assert "or later" in capsys.readouterr().out
+    assert main(["show", JOB, "--json"]) == 0
+    assert "or later" in json.loads(capsys.readouterr().out)["waits_for"]

@@ -87,6 +87,14 @@ def test_relative_paths_start_from_the_job_file(here: Path) -> None:
     assert job.resume_adapter_file == str(here / "adapters.safetensors")
 
 
+@pytest.mark.parametrize("name", ["adapters.npz", "adapters.pkl", "adapters"])
+def test_adapters_in_another_format_are_refused(here: Path, name: str) -> None:
+    """Other formats may hold pickles, and a pickle runs what it likes."""
+    (here / name).write_bytes(b"x")
+    error = refused(here, good(here, resume_adapter_file=name))
+    assert ".safetensors" in error.what
+
+
 def test_a_model_of_the_home_is_known_by_its_name(here: Path) -> None:
     """`model: smollm2` works in every job file."""
     assert look(here, good(here, model="small"), base=False).model_path == str(here / "home" / "models" / "small")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -28,10 +29,11 @@ def decide(
     stalls: dict[str, int] | None = None,
     memory: str | None = None,
     rung: Event | None = None,
+    **wishes: Any,
 ) -> Move:
     record = JobRecord(
         id="20261122-000000-a", name="a", state=state, created=NOW, changed=NOW,
-        attempt=1, crashes=crashes, stalls=stalls or {}, cancel_requested=cancel,
+        attempt=1, crashes=crashes, stalls=stalls or {}, cancel_requested=cancel, **wishes,
     )  # fmt: skip
     ended = (
         ExitRecord.of(returncode, attempt=1, started=NOW, ended=NOW, stalled=stalled, memory=memory)
@@ -172,3 +174,51 @@ def test_every_exit_is_decided_in_every_active_state() -> None:
     for state in (State.STARTING, State.RUNNING, State.STOPPING):
         for returncode in (None, *range(-31, 0), *range(256)):
             decide(returncode, state)
+
+
+def test_two_reboots_under_a_job_hold_it() -> None:
+    """A job that panics the machine may not do so at every start, for ever."""
+    record = JobRecord(
+        id="20261122-000000-a", name="a", state=State.RUNNING, created=NOW, changed=NOW, attempt=1, reboots=0
+    )
+    once = after_exit(record, Evidence(None, rebooted=True), output="output.log")
+    assert (once.target, once.changes) == (State.QUEUED, {"reboots": 1})
+    twice = after_exit(record.noting(**once.changes), Evidence(None, rebooted=True), output="output.log")
+    assert (twice.target, twice.changes) == (State.HELD, {"reboots": 0})
+    check_move(record.id, State.RUNNING, State.HELD)
+    assert "qlora release" in twice.reason
+
+
+def test_a_reboot_after_its_exit_is_not_the_jobs() -> None:
+    """The worker wrote down how it ended, so it was over before the machine went down."""
+    record = JobRecord(id="20261122-000000-a", name="a", state=State.RUNNING, created=NOW, changed=NOW, attempt=1)
+    ended = ExitRecord.of(75, attempt=1, started=NOW, ended=NOW)
+    assert after_exit(record, Evidence(ended, rebooted=True), output="").target is State.QUEUED
+
+
+@pytest.mark.parametrize(("retried", "minutes"), [(0, 1), (1, 2), (4, 16), (9, 60)])
+def test_a_job_that_may_be_tried_again_is_later_each_time(retried: int, minutes: int) -> None:
+    """What was bad luck passes; what is not must not keep the others waiting."""
+    move = decide(-11, crashes=2, retries=10, retried=retried)
+    assert (move.target, move.again) == (State.QUEUED, timedelta(minutes=minutes))
+    assert move.changes == {"crashes": 0, "stalls": {}, "retried": retried + 1}
+    assert f"{retried + 1} of 10" in move.reason
+    assert "SIGSEGV" in move.reason
+    assert decide(-11, crashes=2, retries=retried, retried=retried).target is State.FAILED
+
+
+def test_what_would_fail_again_is_not_tried_again() -> None:
+    """A job file, its data, numbers that cannot be right; a hub that did not answer is another matter."""
+    for code, target in ((65, State.FAILED), (66, State.FAILED), (69, State.QUEUED)):
+        assert decide(code, failure=FAILURE, retries=10).target is target
+
+
+@pytest.mark.parametrize("returncode", [75, -9, -6, 1, None])
+@pytest.mark.parametrize("target", [State.QUEUED, State.HELD])
+def test_a_job_goes_where_its_stop_sends_it(returncode: int | None, target: State) -> None:
+    """However it ended, and with the reason for which it was stopped."""
+    sent = {"after_stop": target, "stop_reason": "makes way"}
+    move = decide(returncode, State.STOPPING, **sent)
+    assert (move.target, move.reason) == (target, "makes way")
+    assert decide(0, State.STOPPING, **sent).target is State.DONE
+    assert decide(returncode, State.STOPPING, cancel=True, **sent).target is State.CANCELLED

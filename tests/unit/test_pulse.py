@@ -82,6 +82,19 @@ def test_anything_else_reads_as_no_news(path: Path, content: bytes | None) -> No
     assert (found.attempt, found.phase, found.step) == (1, "load", 0)
 
 
+def test_a_line_made_of_two_is_no_news(path: Path) -> None:
+    """A read that meets a write half-way gets such a line, and one cut at a digit is good JSON."""
+    pulse = Pulse(path, 1)
+    pulse.enter("train")
+    old = path.read_bytes()
+    pulse.beat(640)
+    new = path.read_bytes()
+    for cut in range(1, WIDTH):
+        mixed = new[:cut] + old[cut:]
+        path.write_bytes(mixed)
+        assert read(path) is None or mixed in (old, new)
+
+
 def test_a_reader_sees_whole_lines_while_another_process_writes(path: Path) -> None:
     """A reader that took a half-written file for a new pulse would see life where there is none."""
     code = (

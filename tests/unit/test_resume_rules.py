@@ -57,6 +57,11 @@ OTHER: dict[str, Any] = {
 FREE: dict[str, Any] = {
     "name": "x",
     "priority": 5,
+    "urgent": True,
+    "after": ["20261120-080000-first"],
+    "not_before": "2030-01-01T00:00:00+00:00",
+    "max_runtime": "2h",
+    "retries": 2,
     "project_name": "x",
     "adapter_path": "x",
     "config": "x",

@@ -108,6 +108,25 @@ def test_every_key_of_mlx_lm_is_known_and_has_its_default(key: str) -> None:
     assert made.model_dump()[key] == ours or key == "optimizer_config"
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        '{"path": "a/b", "config": {"trust_remote_code": true}}',
+        '[{"path": "a/b"}, {"path": "a/b", "config": {"name": "x", "trust_remote_code": true}}]',
+        '{"path": "pandas", "config": {"data_files": "evil.pkl"}}',
+        '{"path": "./load.py"}',
+        '{"path": "a/b", "config": {"storage_options": {"key": "x"}}}',
+        '{"path": "a/b", "config": ["x"]}',
+    ],
+)
+def test_a_data_set_of_the_hub_brings_no_code(section: str) -> None:
+    """A dropped file that names a data set must not run that data set's own code, nor unpickle its files."""
+    with pytest.raises(JobRejected, match="hf_dataset"):
+        validate(parse(f"hf_dataset: {section}", "job.yaml"))
+    fine = '{"path": "a/b", "config": {"name": "x", "revision": "main"}, "train_split": "train[:80%]"}'
+    assert validate(parse(f"hf_dataset: {fine}", "job.yaml")).hf_dataset == json.loads(fine)
+
+
 def test_a_key_without_a_value_means_its_default() -> None:
     """As in mlx_lm, whose configs leave keys empty."""
     assert spec("iters:\nlr_schedule: null\nlora_parameters:\n") == JobSpec()
@@ -271,3 +290,25 @@ def test_arguments_that_an_optimizer_does_not_take_are_refused(text: str, where:
     with pytest.raises(JobRejected) as caught:
         build_optimizer(spec(text))
     assert caught.value.where == where
+
+
+def test_what_a_job_says_about_its_turn() -> None:
+    """A duration and a time as people write them; what a resolved job stores reads the same again."""
+    found = spec(
+        "after: [first, second]\nnot_before: 2026-12-01T21:00:00Z\nmax_runtime: 2h30m\nretries: 3\nurgent: true"
+    )
+    assert (found.after, found.not_before) == (["first", "second"], "2026-12-01T21:00:00+00:00")
+    assert (found.max_runtime, found.retries, found.urgent) == (9000.0, 3, True)
+    assert spec("after: first").after == ["first"]
+    again = JobSpec.model_validate(json.loads(found.model_dump_json()))
+    assert again == found
+
+
+@pytest.mark.parametrize(
+    "text", ["max_runtime: soon", "max_runtime: 0", "not_before: tomorrow", "retries: 21", "after: ['']", "after: 3"]
+)
+def test_what_cannot_be_a_turn_is_refused(text: str) -> None:
+    """With the key and its line."""
+    error = refused(text)
+    assert text.partition(":")[0] in error.what
+    assert "line 1" in (error.where or "")

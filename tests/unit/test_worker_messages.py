@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from qlora_engine.job.errors import DataRejected, JobRejected, NoSuchJob, QloradError
-from qlora_worker.messages import Answer, Cancellation, Request, Submission
+from qlora_worker.messages import Answer, OfJob, Request, Submission
 from qlora_worker.queue import read_rq_arguments
 
 KEY = "0" * 32
@@ -44,7 +44,7 @@ def test_a_submission_out_of_form_is_refused(payload: dict[str, object]) -> None
 def test_only_a_full_id_can_be_cancelled(job: str) -> None:
     """An id becomes a path."""
     with pytest.raises(ValidationError):
-        Cancellation.model_validate({"job": job})
+        OfJob.model_validate({"job": job})
 
 
 @pytest.mark.parametrize(

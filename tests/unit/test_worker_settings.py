@@ -36,6 +36,29 @@ def test_tls_and_this_machine_are_allowed(monkeypatch: pytest.MonkeyPatch, url: 
     connect(settings, timeout=1).close()
 
 
+def test_another_machine_in_the_clear_must_be_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a VPN the network is encrypted already; nobody but its owner can know that."""
+    monkeypatch.setenv("QLORAD_REDIS_URL", "redis://:secret@10.0.0.5:6379/0")
+    with pytest.raises(BadSetting, match="QLORAD_REDIS_INSECURE"):
+        Settings.read()
+    monkeypatch.setenv("QLORAD_REDIS_INSECURE", "1")
+    assert Settings.read().redis_url is not None
+    monkeypatch.setenv("QLORAD_REDIS_URL", "http://10.0.0.5")
+    with pytest.raises(BadSetting):
+        Settings.read()
+
+
+def test_options_of_the_address_that_there_are_not_are_refused_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The library's own error may quote the address, and the daemon's log is kept for months."""
+    monkeypatch.setenv("QLORAD_REDIS_URL", "redis://:secret@127.0.0.1/0?socket_timeout=soon")
+    with pytest.raises(BadSetting) as caught:
+        connect(Settings.read(), timeout=1)
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(caught.value.__context__)
+
+
 def test_an_empty_url_means_the_embedded_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """A compose file that passes an unset variable on gives an empty one."""
     monkeypatch.setenv("QLORAD_REDIS_URL", "")

@@ -51,16 +51,23 @@ def connect(settings: Settings, *, timeout: float, retries: int = 0) -> Redis:
             most 2 seconds; 0 reports the first failure.
 
     Raises:
-        BadSetting: the socket's path is longer than the system allows.
+        BadSetting: the socket's path is longer than the system allows, or the address has options that there are not.
     """
     retry = Retry(ExponentialBackoff(cap=2.0, base=0.05) if retries else NoBackoff(), retries)
     if settings.redis_url is not None:
-        return Redis.from_url(
-            settings.redis_url.get_secret_value(),
-            socket_timeout=timeout,
-            socket_connect_timeout=min(timeout, 5.0),
-            retry=retry,
-        )
+        try:
+            return Redis.from_url(
+                settings.redis_url.get_secret_value(),
+                socket_timeout=timeout,
+                socket_connect_timeout=min(timeout, 5.0),
+                retry=retry,
+            )
+        except (ValueError, TypeError):  # its text may hold the address, and that a password
+            raise BadSetting(
+                "The options behind the `?` of QLORAD_REDIS_URL cannot be used.",
+                where="QLORAD_REDIS_URL",
+                remedy="Remove them, or see redis-py's Redis.from_url for those that there are.",
+            ) from None
     return Redis(
         unix_socket_path=str(check_socket(settings.folders.socket)),
         socket_timeout=timeout,

@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.folder import JOB_ID
+from qlora_engine.job.when import LONGEST
 
-Kind = Literal["submit", "cancel"]
+Kind = Literal["submit", "cancel", "hold", "release", "prioritise", "retry", "pause", "resume"]
 MAX_TEXT = 300_000  # characters; a job file has less, and the examiner says so exactly
 KEY = r"^[0-9a-f]{32}$"
 
@@ -27,17 +28,38 @@ class Request(_Message):
 
 
 class Submission(_Message):
-    """`submit`: the text of a job file, its name, and the folder that its relative paths start from."""
+    """`submit`: the text of a job file, its name, and the folder that its relative paths start from.
+
+    A job that is just like one that has not ended is refused, unless it is wanted `again`.
+    """
 
     text: str = Field(max_length=MAX_TEXT)
     name: str = Field(pattern=r"^[^/\x00-\x1f]{1,200}$")
     base: str = Field(pattern=r"^/[^\x00]*$")
+    again: bool = False
 
 
-class Cancellation(_Message):
-    """`cancel`: the full id of a job."""
+class OfJob(_Message):
+    """`cancel`, `hold`, `release` and `retry`: the full id of a job."""
 
     job: str = Field(pattern=rf"^{JOB_ID.pattern}$")
+
+
+class Priority(OfJob):
+    """`prioritise`: what is None stays as it is."""
+
+    priority: int | None = Field(default=None, ge=-100, le=100)
+    urgent: bool | None = None
+
+
+class PauseFor(_Message):
+    """`pause`: for so many seconds, or until it is resumed."""
+
+    seconds: float | None = Field(default=None, gt=0, le=LONGEST)
+
+
+class Nothing(_Message):
+    """`resume`."""
 
 
 class Answer(_Message):
@@ -51,7 +73,7 @@ class Answer(_Message):
     error: str | None = Field(default=None, description="the class of the error")
 
     @classmethod
-    def done(cls, job: str, what: str) -> Self:
+    def done(cls, job: str | None, what: str) -> Self:
         """The request was carried out."""
         return cls(ok=True, job=job, what=what)
 

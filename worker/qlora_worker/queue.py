@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -27,9 +27,15 @@ if TYPE_CHECKING:
 # What RQ would import and call, if our worker were any other.
 NOT_A_FUNCTION = "qlorad.training"
 TTL_SECONDS = 3600  # what a crash leaves behind in Redis goes away by itself
+MAX_NAMES = 1000  # in a list that holds one
 GROUP = "daemon"
 ANSWER_TTL_SECONDS = 600
 TROUBLE = (redis.exceptions.RedisError, OSError)
+
+
+def new_key() -> str:
+    """A key for a request, which makes it idempotent."""
+    return uuid.uuid4().hex
 
 
 def rq_id(keys: Keys, job_id: str, attempt: int) -> str:
@@ -92,15 +98,16 @@ class JobQueue:
 
     def waiting(self) -> list[tuple[str, int]]:
         """The attempts that no worker has taken yet."""
-        return self._attempts(self._rq().get_job_ids())
+        return self._attempts(self._rq().key)
 
     def taken(self) -> list[tuple[str, int]]:
         """The attempts that a worker took and has not finished with, whether it lives or not."""
-        return self._attempts(self._rq().intermediate_queue.get_job_ids())
+        return self._attempts(self._rq().intermediate_queue_key)
 
-    def _attempts(self, names: list[str]) -> list[tuple[str, int]]:
+    def _attempts(self, key: str) -> list[tuple[str, int]]:
         found = []
-        for name in names:
+        for raw in cast("list[bytes]", self._connection.lrange(key, 0, MAX_NAMES)):
+            name = raw.decode(errors="replace")  # anybody with access to Redis could have written it
             job_id, _, attempt = name.removeprefix(f"{self._keys.queue}-").rpartition("-")
             if JOB_ID.fullmatch(job_id) and attempt.isdigit():
                 found.append((job_id, int(attempt)))
@@ -167,14 +174,14 @@ class Requests:
 
         Args:
             kind: what to do.
-            payload: what it needs; see `Submission` and `Cancellation`.
+            payload: what it needs; see `qlora_worker.messages`.
             timeout: seconds to wait.
             key: the key of an earlier request, to ask the same again without it being done twice.
 
         Raises:
             DaemonUnavailable: Redis or the daemon does not answer in time.
         """
-        request = Request(key=key or uuid.uuid4().hex, kind=kind, payload=dict(payload))
+        request = Request(key=key or new_key(), kind=kind, payload=dict(payload))
         with _unavailable():
             self._connection.xadd(self._keys.requests, {"request": request.model_dump_json()})
         deadline = time.monotonic() + timeout
@@ -210,13 +217,14 @@ class Requests:
         """Wait for new requests, at most `block_seconds`, which must be less than the connection's limit."""
         return self._read(">", block=max(1, int(block_seconds * 1000)))
 
-    def answer(self, received: Received, answer: Answer) -> None:
-        """Answer a request and take it off the stream, all at once."""
+    def answer(self, answers: Iterable[tuple[Received, Answer]]) -> None:
+        """Answer requests and take them off the stream, all at once."""
         with self._connection.pipeline() as pipeline:
-            pipeline.rpush(self._keys.answer(received.key), answer.model_dump_json())
-            pipeline.expire(self._keys.answer(received.key), ANSWER_TTL_SECONDS)
-            pipeline.xack(self._keys.requests, GROUP, received.entry)
-            pipeline.xdel(self._keys.requests, received.entry)
+            for received, answer in answers:
+                pipeline.rpush(self._keys.answer(received.key), answer.model_dump_json())
+                pipeline.expire(self._keys.answer(received.key), ANSWER_TTL_SECONDS)
+                pipeline.xack(self._keys.requests, GROUP, received.entry)
+                pipeline.xdel(self._keys.requests, received.entry)
             pipeline.execute()
 
     def _read(self, start: str, *, block: int | None) -> list[Received]:
@@ -248,7 +256,7 @@ def _parse(entry: Any) -> Received:
 def _key_in(text: bytes) -> str:
     try:
         key = json.loads(text)["key"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "unknown"
     return key if isinstance(key, str) and len(key) <= 64 else "unknown"
 

@@ -25,6 +25,9 @@ class Settings(EngineSettings):
     redis_url: SecretStr | None = Field(
         default=None, description="a Redis or Valkey to use instead of the embedded one"
     )
+    redis_insecure: bool = Field(
+        default=False, description="allow redis:// to another machine: the network itself must be private then"
+    )
     settle_seconds: float = Field(
         default=2.0, gt=0, le=600, description="how long a dropped file must be unchanged before it is taken"
     )
@@ -57,14 +60,14 @@ class Settings(EngineSettings):
         """
         settings = super().read()
         if settings.redis_url is not None:
-            check_redis_url(settings.redis_url.get_secret_value())
+            check_redis_url(settings.redis_url.get_secret_value(), insecure=settings.redis_insecure)
         return settings
 
 
-def check_redis_url(url: str) -> None:
+def check_redis_url(url: str, *, insecure: bool = False) -> None:
     """Refuse a Redis that would carry jobs and its password over a network unencrypted.
 
-    The message never shows the address, which may hold a password.
+    The message never shows the address, which may hold a password. `insecure` allows plain TCP all the same.
 
     Raises:
         BadSetting: the scheme is unknown, or plain TCP leads to another machine.
@@ -84,11 +87,12 @@ def check_redis_url(url: str) -> None:
             where=name,
             remedy="Begin it with rediss:// (TLS), redis:// (this machine only) or unix://.",
         )
-    if parts.scheme == "redis" and not _is_loopback(host):
+    if parts.scheme == "redis" and not insecure and not _is_loopback(host):
         raise BadSetting(
             f"{name} leads to {host or 'another machine'} without encryption.",
             where=name,
-            remedy="Use rediss:// (TLS), or a server on this machine.",
+            remedy=f"Use rediss:// (TLS), or a server on this machine. On a network that is private by itself, "
+            f"such as a VPN: {PREFIX}REDIS_INSECURE=1.",
         )
 
 

@@ -25,8 +25,9 @@ from qlora_engine.job.errors import Exit
 from qlora_engine.job.exits import ExitRecord
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.unforeseen import explained
+from qlora_worker.attempt_job import AttemptJob
 from qlora_worker.connection import connect, keys_of
-from qlora_worker.queue import TROUBLE, forget, read_rq_arguments
+from qlora_worker.queue import TROUBLE, forget
 from qlora_worker.settings import Settings
 from qlora_worker.training import TASK_MODULE, TrainingProcess
 from qlora_worker.watchdog import Watchdog
@@ -66,6 +67,7 @@ class TrainingWorker(SpawnWorker):
             connection=connect(settings, timeout=TTL_SECONDS, retries=30),
             worker_ttl=TTL_SECONDS,
             serializer=JSONSerializer,
+            job_class=AttemptJob,
             log_job_description=False,
         )
 
@@ -73,11 +75,10 @@ class TrainingWorker(SpawnWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Train one attempt in a process of its own and record how it ended."""
-        try:
-            job_id, attempt = read_rq_arguments(job.args)
-        except Exception as error:  # noqa: BLE001  # whatever lies in Redis must not end the worker
-            self.log.warning("a job that is not ours was dropped: %s: %s", type(error).__name__, error)
+        if not isinstance(job, AttemptJob) or job.attempt is None:
+            self.log.warning("a job that is not ours was dropped")
         else:
+            job_id, attempt = job.attempt
             try:
                 self._train(job_id, attempt)
             except Exception as error:  # noqa: BLE001  # one job's trouble must not end the worker
@@ -164,9 +165,12 @@ class TrainingWorker(SpawnWorker):
         """RQ's wait for a job, which a stop request interrupts."""
         self._idle = True
         try:
-            if self._stop_requested:
-                raise StopRequested
-            return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+            while not self._stop_requested:
+                try:
+                    return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+                except UnicodeDecodeError:
+                    self.log.warning("a job whose name is not UTF-8 was dropped")
+            raise StopRequested
         finally:
             self._idle = False
 

@@ -1,0 +1,96 @@
+"""Many jobs at a glance, read without pydantic: loading that would take longer than the reading of all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from qlora_engine.job.folder import JOB_ID
+from qlora_engine.job.states import State
+from qlora_engine.job.when import too_early
+
+if TYPE_CHECKING:
+    from qlora_engine.job.folder import Home, RunFolder
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a line says of a job; `record` is all that its record holds."""
+
+    id: str
+    state: str
+    reason: str
+    priority: int
+    step: int
+    steps: int
+    created: datetime
+    urgent: bool
+    record: dict[str, Any]
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Summary:
+        """From a record as it is stored. Raises `ValueError`, `KeyError` or `TypeError` if it is none."""
+        return cls(
+            id=str(record["id"]),
+            state=str(record["state"]),
+            reason=_why(record),
+            priority=int(record["priority"]),
+            step=int(record["step"]),
+            steps=int(record["steps"]),
+            created=datetime.fromisoformat(record["created"]),
+            urgent=bool(record.get("urgent")),
+            record=record,
+        )
+
+
+def _why(record: dict[str, Any]) -> str:
+    """Why the job is where it is: of a queued one, what it waits for by the clock."""
+    early = None
+    if record["state"] == State.QUEUED:
+        times = [record.get(name) for name in ("not_before", "rests_until")]
+        not_before, rests_until = (datetime.fromisoformat(time) if time else None for time in times)
+        early = too_early(not_before, rests_until, datetime.now(UTC))
+    return early or str(record["reason"])
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Jobs, newest first; how many there are in all; run folders whose record cannot be read."""
+
+    jobs: list[Summary]
+    total: int
+    unreadable: list[str]
+
+
+def job_ids(home: Home) -> list[str]:
+    """The ids of all jobs, newest first; an id begins with the time of its job."""
+    try:
+        names = os.listdir(home.runs)  # noqa: PTH208  # Path objects for 10,000 entries cost more than the listing
+    except FileNotFoundError:
+        return []
+    return sorted((name for name in names if JOB_ID.fullmatch(name)), reverse=True)
+
+
+def overview(home: Home, limit: int | None = None) -> Overview:
+    """The newest `limit` jobs, or all. One that vanishes meanwhile is left out."""
+    ids = job_ids(home)
+    jobs: list[Summary] = []
+    unreadable: list[str] = []
+    for job_id in ids:
+        if limit is not None and len(jobs) == limit:
+            break
+        run = home.run(job_id)
+        try:
+            jobs.append(_summary(run))
+        except (OSError, ValueError, KeyError, TypeError):
+            if run.path.exists():
+                unreadable.append(job_id)
+    return Overview(jobs, len(ids), unreadable)
+
+
+def _summary(run: RunFolder) -> Summary:
+    with open(run.state, "rb") as file:  # noqa: PTH123  # of 10,000 files
+        return Summary.of(json.loads(file.read()))

@@ -1,0 +1,33 @@
+"""The same job twice within the run of the first: how it is known again, and what is said of it."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+
+from qlora_daemon.claims import Claim
+from qlora_engine.job.errors import DuplicateJob
+from qlora_engine.job.record import JobRecord
+from qlora_engine.job.resolved import ResolvedJob
+
+
+def content_of(text: bytes, job: ResolvedJob) -> str:
+    """What makes a submission the same as another: the job file byte for byte, and the data and model it leads to.
+
+    Neither its name nor its place counts, nor what else lies in its folder.
+    """
+    parts = [hashlib.sha256(text).hexdigest(), str(job.model_path), str(job.resume_adapter_file)]
+    parts += [f"{split} {file.sha256}" for split, file in sorted(job.data.items())]
+    return hashlib.sha256("\n".join(parts).encode(errors="backslashreplace")).hexdigest()
+
+
+def refused(claim: Claim, same: JobRecord) -> DuplicateJob:
+    """The error for a submission that is the same as a job which has not ended."""
+    path = claim.submitted_as if claim.kind in ("request", "letter") else claim.dropped
+    other = "give it a `name` of its own" if claim.kind == "folder" else "change it (a `name` of its own is enough)"
+    return DuplicateJob(
+        f"{claim.name} is the same job as {same.id}, which is {same.state}: job file and data are equal.",
+        where=claim.name,
+        remedy=f"Follow that one with `qlora logs -f {same.id}`. To train it a second time {other}, "
+        f"or run: qlora submit --again {shlex.quote(str(path))}",
+    )

@@ -1,0 +1,168 @@
+"""Submissions that come together are examined and admitted together, and none of them can spoil the others."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from qlora_daemon.admission import AGAIN_SECONDS, Admission
+from qlora_daemon.claims import Claim, claim_request
+from qlora_daemon.examiner import Examiner
+from qlora_daemon.jobs import JobTable
+from qlora_daemon.mail import Examined, Message
+from qlora_daemon.settling import look
+from qlora_engine.job.errors import JobRejected, QloradError
+from qlora_engine.job.events import Event, EventLog
+from qlora_engine.job.examine import ExamineRequest, examine_request
+from qlora_engine.job.folder import Home
+from qlora_engine.job.states import State
+from qlora_engine.job.together import FEW, sync_folders
+from qlora_worker.messages import Answer, Submission
+from qlora_worker.queue import Received
+from support.service import ROOT, Daemon
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    found = Home(tmp_path / "home")
+    found.make()
+    return found
+
+
+# Examining
+
+
+@pytest.fixture
+def mail(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SimpleQueue[Message], Examiner]]:
+    """An examiner that some files end, and where its verdicts come."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(ROOT / part) for part in (".", "tests")))
+    box: SimpleQueue[Message] = SimpleQueue()
+    examiner = Examiner(home.path, box.put, module="support.touchy_examiner", limit_seconds=3.0)
+    yield box, examiner
+    examiner.stop()
+    examiner.join(10)
+
+
+def test_what_waits_together_shares_a_process_and_what_ends_it_ends_alone(
+    home: Home, mail: tuple[SimpleQueue[Message], Examiner]
+) -> None:
+    """A file that ends the examiner must not take those along that only waited beside it, or came after."""
+    box, examiner = mail
+    texts = ["a", "b", "crash", "c", "second", "hang", "d"]
+    for number, text in enumerate(texts):
+        examiner.hand_over(claim_request(home, f"{number:032x}", Submission(text=text, name="j.yaml", base="/")))
+    examiner.start()
+    said: dict[str, str] = {}
+    for _ in texts:
+        message = box.get(timeout=30)
+        assert isinstance(message, Examined)
+        assert isinstance(message.verdict, JobRejected)
+        said[texts[int(message.key, 16)]] = message.verdict.what
+    assert said["a"].split()[1] == said["b"].split()[1] != said["c"].split()[1]
+    assert "code 3" in said["crash"]
+    assert said["second"].startswith("second "), "it lacked only what those before it had taken"
+    assert "longer than 3 seconds" in said["hang"]
+    assert said["d"].startswith("d ")
+
+
+# Admitting
+
+
+class Desk:
+    """An admission whose verdicts are given by hand, in any company."""
+
+    def __init__(self, home: Home) -> None:
+        self.home, self.jobs = home, JobTable(home, [])
+        self.claims: list[Claim] = []
+        self.answers: list[Answer] = []
+        self.events: list[Event] = []
+        self.admission = Admission(
+            home, self.jobs, examine=self.claims.append,
+            reply=lambda _received, answer: self.answers.append(answer), log=EventLog([self.events.append]),
+        )  # fmt: skip
+
+    def drop(self, name: str, text: str) -> None:
+        path = self.home.jobs / name
+        path.write_text(text)
+        found = look(path)
+        assert found is not None
+        self.admission.take(found, None)
+
+    def submit(self, text: str, key: str) -> None:
+        self.admission.submit(Received("1-0", key, None), Submission(text=text, name="s.yaml", base="/"))
+
+    def give_verdicts(self) -> None:
+        """On everything at once."""
+        for claim in self.claims:
+            request = ExamineRequest(
+                job_file=str(claim.job_file), text=claim.text, home=str(self.home.path), shown_as=claim.name
+            )
+            try:
+                self.admission.examined(claim.key, examine_request(request))
+            except QloradError as error:
+                self.admission.examined(claim.key, error)
+        self.claims.clear()
+
+
+def test_a_batch_becomes_jobs_and_rejections_each_answered(home: Home) -> None:
+    """However many come at once, each has one folder, one state and one answer."""
+    desk, text = Desk(home), Daemon(home.path).text
+    for number in range(2 * FEW):
+        desk.submit(text(name="same", seed=number), f"{number:032x}")
+    desk.drop("bad.yaml", "iterz: 1")
+    desk.submit(text(name="same", seed=0), "f" * 32)  # as the first one: within its batch, too
+    desk.give_verdicts()
+    desk.admission.settle()
+    jobs = list(desk.jobs)
+    assert len(desk.answers) == 2 * FEW + 1
+    assert len({job.id for job in jobs}) == len(jobs) == 2 * FEW
+    for job in jobs:
+        assert job.state is State.QUEUED
+        files = sorted(path.name for path in home.run(job.id).path.iterdir())
+        assert files == ["events.jsonl", "job.yaml", "spec.json", "state.json"]
+    (refused,) = [answer for answer in desk.answers if not answer.ok]
+    assert refused.error == "DuplicateJob"
+    assert sorted(path.name for path in home.rejected.iterdir()) == ["bad.yaml", "bad.yaml.txt"]
+    again = JobTable(home, [])
+    assert not list(again.load())
+    assert {job.id for job in again} == {job.id for job in jobs}
+
+
+def test_what_the_disk_refuses_is_tried_again_and_holds_up_nobody(home: Home) -> None:
+    """A disk that is full for a minute must not cost the jobs that were dropped in it."""
+    desk, text = Desk(home), Daemon(home.path).text
+    for name in ("one", "two", "three"):
+        desk.drop(f"{name}.yaml", text(name=name))
+    hidden = desk.claims[1].job_file
+    desk.give_verdicts()
+    hidden.rename(home.path / "hidden")  # it cannot be read now
+    desk.admission.settle()
+    assert sorted(job.name for job in desk.jobs) == ["one", "three"]
+    assert [event["event"] for event in desk.events].count("internal.error") == 1
+    assert not list(home.runs.glob(".*"))
+    assert 0 < desk.admission.seconds_until_due <= AGAIN_SECONDS
+    (home.path / "hidden").rename(hidden)
+    end = time.monotonic() + 2 * AGAIN_SECONDS
+    while desk.admission.seconds_until_due > 0 and time.monotonic() < end:
+        time.sleep(0.1)
+    desk.admission.settle()
+    assert sorted(job.name for job in desk.jobs) == ["one", "three", "two"]
+    assert not list(home.taking.iterdir())
+
+
+def test_folders_are_forced_to_the_disk_few_or_many(tmp_path: Path) -> None:
+    """An empty batch, one job and hundreds go the same way."""
+    sync_folders([])
+    folders = [tmp_path / str(number) for number in range(3 * FEW)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "file").write_text("x")
+    sync_folders(folders[:1])
+    sync_folders(folders)
+    with pytest.raises(FileNotFoundError):
+        sync_folders([tmp_path / "none"])

@@ -1,0 +1,111 @@
+"""Any file at all is accepted or turned away with a reason, within a second and 100 MB."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from qlora_daemon.examining import Ended, ExaminingProcess
+from qlora_engine.job.errors import JobRejected
+from qlora_engine.job.examine import ExamineRequest
+from qlora_engine.job.folder import slug
+from qlora_engine.job.text import plain, plain_lines
+from support.malformed import File, job_files
+from support.service import ROOT
+
+BIDIRECTIONAL = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+FILES = int(os.environ.get("QLORA_TEST_FILES", "400"))  # `make fuzz` asks for 5,000
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bounds memory as only Linux does")
+
+
+class Examiner:
+    """The examiner of `support.bounded_examiner`, started again when a file has ended it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: ExaminingProcess | None = None
+        self.accepted = self.rejected = 0
+
+    def examine(self, file: File) -> None:
+        """Fail unless the file is accepted, or rejected with a reason."""
+        path = self._folder / file.name
+        path.write_bytes(file.content)
+        request = ExamineRequest(
+            job_file=str(path), home=str(self._folder / "home"), base=str(self._folder), shown_as=file.name
+        )
+        try:
+            process = self._started()
+            process.send(request)
+            verdict = process.receive(30.0)
+        except (Ended, TimeoutError) as end:
+            self.close()
+            how = f"{end.how}\n{end.complaint}" if isinstance(end, Ended) else "no answer"
+            pytest.fail(f"{file!r} ended the examiner: {how}")
+        finally:
+            path.unlink()
+        if verdict.job is not None:
+            self.accepted += 1
+            return
+        self.rejected += 1
+        assert verdict.what, file
+        assert verdict.remedy, file
+        shown = str(JobRejected(verdict.what, where=verdict.where, remedy=verdict.remedy))
+        assert len(plain_lines(shown)) < 4000, (file, shown)
+
+    def _started(self) -> ExaminingProcess:
+        if self._process is None:
+            self._process = ExaminingProcess("support.bounded_examiner")
+            self._process.__enter__()
+        return self._process
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.__exit__(None, None, None)
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def examiner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Examiner]:
+    folder = tmp_path_factory.mktemp("fuzz")
+    for name, content in (("m/config.json", "{}"), ("m/model.safetensors", ""), ("d/train.jsonl", '{"text": "a"}\n')):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(str(ROOT / part) for part in (".", "tests")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        found = Examiner(folder)
+        yield found
+        found.close()
+
+
+@settings(
+    max_examples=FILES, deadline=None, derandomize=FILES == 400, database=None, print_blob=False,
+    phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+@given(file=job_files)
+def test_every_file_is_accepted_or_turned_away_with_a_reason(examiner: Examiner, file: File) -> None:
+    """One file that ends, stops or fills the examiner is one that a stranger can send every minute."""
+    examiner.examine(file)
+
+
+def test_the_fuzzer_reaches_both_verdicts(examiner: Examiner) -> None:
+    """Files that are all turned away for one reason would prove nothing."""
+    assert examiner.accepted > FILES / 200
+    assert examiner.rejected > FILES / 4
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(file=job_files)
+def test_nothing_that_a_terminal_obeys_gets_through(file: File) -> None:
+    """Whoever lists jobs shall not run what a job file says to their terminal."""
+    text = file.content.decode("utf-8", errors="surrogateescape")
+    assert not [char for char in plain(text) if unicodedata.category(char) in ("Cc", "Cs") or char in BIDIRECTIONAL]
+    assert re.fullmatch("[a-z0-9-]+", slug(text))
