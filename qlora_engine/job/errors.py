@@ -179,3 +179,9 @@ class SystemRefused(QloradError):
     """The operating system refused: a folder that may not be written, a disk that is full."""
 
     exit_code = Exit.OSERR
+
+
+class ProgramFailed(QloradError):
+    """A program of the operating system is missing, did not end in time, or failed."""
+
+    exit_code = Exit.OSERR

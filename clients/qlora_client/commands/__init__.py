@@ -1,0 +1,1 @@
+"""The commands of `qlora`, by what they are about."""

@@ -1,0 +1,62 @@
+"""What the commands share: arguments, and how they answer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qlora_engine.job.folder import Home
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qlora_client.api import Client
+
+# Imported where it is used: rich, redis and pydantic cost more time than `qlora --help` may take.
+# ruff: noqa: PLC0415
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, or any part of it that no other has.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def make_client() -> Client:
+    """The Python API, for the home that the settings name."""
+    from qlora_client.api import Client
+
+    return Client()
+
+
+def home() -> Home:
+    """The home that the settings name."""
+    from qlora_worker.settings import Settings
+
+    return Settings.read().folders
+
+
+def plain_home() -> Home:
+    """The home without the settings' checks, which cost time and may be what failed."""
+    return Home(Path(os.environ.get("QLORAD_HOME") or "~/qlora").expanduser().absolute())
+
+
+def console() -> Console:
+    """Standard output, for a person."""
+    from qlora_client.views import make_console
+
+    return make_console()
+
+
+def note(text: str) -> None:
+    """Something for a person that a program which reads the output must not see."""
+    from qlora_engine.job.text import plain
+
+    typer.echo(plain(text), err=True)
+
+
+def print_json(value: object) -> None:
+    """Something for a program."""
+    import json
+
+    typer.echo(json.dumps(value, indent=2, default=str))

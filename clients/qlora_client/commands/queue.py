@@ -1,0 +1,94 @@
+"""Commands that change what the queue does next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qlora_client.commands.common import AsJson, JobId, home, make_client, note, print_json
+
+if TYPE_CHECKING:
+    from qlora_engine.job.record import JobRecord
+
+# Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
+# ruff: noqa: PLC0415
+
+
+def hold(job: JobId, as_json: AsJson = False) -> None:
+    """Let a job wait until it is released.
+
+    A running one stops at a checkpoint. Let it go on: `qlora release ID`.
+    """
+    _print_record(make_client().hold(job), as_json=as_json)
+
+
+def release(job: JobId, as_json: AsJson = False) -> None:
+    """Let a held job go on.
+
+    It waits no longer for jobs that failed or were cancelled, and may train for its `max_runtime` again.
+    """
+    _print_record(make_client().release(job), as_json=as_json)
+
+
+def retry(job: JobId, as_json: AsJson = False) -> None:
+    """Let a job that failed or was cancelled go on from its checkpoint, as the same job."""
+    _print_record(make_client().retry(job), as_json=as_json)
+
+
+def prioritise(
+    job: JobId,
+    priority: Annotated[
+        int | None, typer.Argument(min=-100, max=100, metavar="[PRIORITY]", help="-100 to 100; the highest goes first.")
+    ] = None,
+    *,
+    urgent: Annotated[
+        bool | None, typer.Option("--urgent/--not-urgent", help="Before all others; the running job stops for it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a job's place in the queue. What waits: `qlora ls`."""
+    if priority is None and urgent is None:
+        raise typer.BadParameter("Give a priority, --urgent or --not-urgent.")
+    _print_record(make_client().prioritise(job, priority, urgent=urgent), as_json=as_json)
+
+
+def pause(
+    how_long: Annotated[str | None, typer.Option("--for", help="30m, 2h30m, 1d. [default: until resumed]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have no job start; the running one stops at a checkpoint and goes on afterwards.
+
+    End it: `qlora resume`.
+    """
+    from qlora_engine.job.when import seconds_of
+
+    try:
+        seconds = None if how_long is None else seconds_of(how_long)
+    except ValueError as error:
+        raise typer.BadParameter(f"{how_long!r:.40} {error}.", param_hint="--for") from None
+    _print_pause(make_client().pause(seconds), as_json=as_json)
+
+
+def resume(as_json: AsJson = False) -> None:
+    """End a pause of the queue."""
+    _print_pause(make_client().resume(), as_json=as_json)
+
+
+def _print_record(record: JobRecord, *, as_json: bool) -> None:
+    if as_json:
+        print_json(record.model_dump(mode="json"))
+        return
+    typer.echo(f"{record.id} {record.state}")
+    if record.reason:
+        note(record.reason)
+
+
+def _print_pause(what: str, *, as_json: bool) -> None:
+    if as_json:
+        from qlora_engine.job.pause import Pause
+
+        pause = Pause.load(home().pause)
+        print_json({"paused": pause.paused, "until": pause.until.isoformat() if pause.until else None})
+    else:
+        typer.echo(what)

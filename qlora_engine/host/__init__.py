@@ -1,0 +1,1 @@
+"""What the operating system offers, each part behind one thin adapter; nothing here decides anything."""
