@@ -18,14 +18,14 @@ def test_a_preempted_job_ends_with_the_adapters_of_one_that_was_not(home: Path, 
     keys = tiny.job(
         model,
         data,
-        iters=500,
+        iters=300,
         mask_prompt=True,
         optimizer="adamw",
         lora_parameters={"rank": 4, "scale": 8.0, "dropout": 0.1},
-        lr_schedule={"name": "cosine_decay", "arguments": [1e-3, 170], "warmup": 5},
+        lr_schedule={"name": "cosine_decay", "arguments": [1e-3, 100], "warmup": 5},
         grad_accumulation_steps=3,
         save_every=100,
-        steps_per_eval=200,
+        steps_per_eval=150,
     )
     alone = tmp_path / "alone"
     with Engine(tiny.write_job(tmp_path / "job.yaml", keys), alone, QLORAD_CPU_BLAS="off") as engine:
