@@ -1,11 +1,12 @@
 """How fast jobs are accepted, and what a long queue costs; one line of JSON.
 
-    python benchmarks/intake.py [--jobs 10000] [--files 1000] [--redis-url URL]
+    python benchmarks/intake.py [--jobs 10000] [--files 1000] [--redis-url URL] [--under /tmp]
 
 The real daemon with its real survey, in a home of its own, on a tiny model: the jobs of a sweep, one data set and
 another seed each. The GPU lock is held meanwhile, so that nothing trains. `accepted_per_second` counts from the first
 request to the last answer, each of which means a run folder that was forced to the disk; `files_per_second` from the
 moment when all files lie in the watched folder to their last `job.accepted`, the settling time included.
+`disk_folders_per_second` is what the disk does by itself: folders of four files made and renamed, nothing synced.
 Memory is the daemon's resident set with all those jobs queued; `ls` is the fastest of five.
 """
 
@@ -32,6 +33,7 @@ sys.path[:0] = PATHS
 
 from qlora_engine.job import lock  # noqa: E402  # found by the line above
 from qlora_engine.job.folder import Home  # noqa: E402
+from qlora_engine.job.together import write_new  # noqa: E402
 from qlora_worker.connection import connect, keys_of  # noqa: E402
 from qlora_worker.settings import Settings  # noqa: E402
 from support import tiny  # noqa: E402
@@ -46,8 +48,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--redis-url", help="a server of your own instead of the embedded one")
+    parser.add_argument("--under", type=Path, default=Path("/tmp"), help="where the home is made")  # noqa: S108  # short
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="q", dir="/tmp")).resolve()  # a socket's path must be short
+    folder = Path(tempfile.mkdtemp(prefix="q", dir=arguments.under)).resolve()
     try:
         print(json.dumps(measure(folder, arguments.jobs, arguments.files, arguments.redis_url)))
     finally:
@@ -63,6 +66,7 @@ def measure(folder: Path, jobs: int, files: int, redis_url: str | None) -> dict[
     daemon.home.make()
     settings = Settings(home=daemon.home.path, gpu_lock=daemon.home.path / "gpu.lock", redis_url=redis_url)
     result: dict[str, Any] = {"jobs": jobs, "cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
+    result["disk_folders_per_second"] = round(1000 / timed(lambda: make_folders(folder / "disk", 1000)))
     with lock.held(settings.gpu_lock_path, {"pid": os.getpid(), "job": "benchmark"}):
         daemon.start()
         try:
@@ -87,6 +91,17 @@ def measure(folder: Path, jobs: int, files: int, redis_url: str | None) -> dict[
         finally:
             daemon.end()
     return result
+
+
+def make_folders(parent: Path, count: int) -> None:
+    """As admission makes them: under another name, with four files of a kilobyte each."""
+    parent.mkdir()
+    for number in range(count):
+        made = parent / f".tmp-{number}"
+        made.mkdir()
+        for name in ("job.json", "spec.json", "state.json", "events.jsonl"):
+            write_new(made / name, bytes(1000))
+        made.rename(parent / str(number))
 
 
 def submit(settings: Settings, folder: Path, count: int, name: str) -> float:

@@ -189,15 +189,16 @@ class Admission:
 
     def _settle(self, batch: Sequence[Examined]) -> None:
         drafts: list[Draft] = []
-        alike: dict[str, JobRecord] = {}
+        drafted: dict[str, JobRecord] = {}
+        alike: dict[str, JobRecord] = {}  # the same, by content
         try:
             for examined in batch:
                 claim, verdict = self._open[examined.key], examined.verdict
                 if isinstance(verdict, QloradError):
                     self._reject(claim, verdict)
-                elif draft := self._draft(claim, verdict, examined.survey, alike):
+                elif draft := self._draft(claim, verdict, examined.survey, alike, drafted):
                     drafts.append(draft)
-                    alike[draft.record.content or draft.record.id] = draft.record
+                    drafted[draft.record.id] = alike[draft.record.content or draft.record.id] = draft.record
             sync_folders([draft.folder for draft in drafts])
         except Exception:
             for draft in drafts:
@@ -207,7 +208,12 @@ class Admission:
         self._accept(drafts)
 
     def _draft(
-        self, claim: Claim, job: ResolvedJob, survey: Survey | None, alike: Mapping[str, JobRecord]
+        self,
+        claim: Claim,
+        job: ResolvedJob,
+        survey: Survey | None,
+        alike: Mapping[str, JobRecord],
+        drafted: Mapping[str, JobRecord],
     ) -> Draft | None:
         """The job's run folder under a name that is not its own yet; nothing where a job is the same."""
         if record := self._jobs.of_request(claim.key):  # it had appeared when the disk refused what comes after that
@@ -218,9 +224,8 @@ class Admission:
         if same is not None and not claim.again:
             self._reject(claim, duplicates.refused(claim, same))
             return None
-        before = {record.id: record for record in alike.values()}
         try:
-            after = dependencies.resolve(job.spec.after, [*self._jobs, *before.values()]) if job.spec.after else ()
+            after = dependencies.resolve(job.spec.after, [*self._jobs, *drafted.values()]) if job.spec.after else ()
         except JobRejected as error:
             self._reject(claim, error)
             return None
@@ -229,7 +234,7 @@ class Admission:
         record = JobRecord.new(job_id, name, request=claim.key, content=content).noting(
             **_wishes(job.spec), after=after
         )
-        stands = standing(record, lambda other: self._jobs.get(other) or before.get(other))
+        stands = standing(record, lambda other: self._jobs.get(other) or drafted.get(other))
         record = record.moved(stands.state, stands.reason)
         folder = unfinished_run(self._home.runs, job_id)
         draft = Draft(claim, record, folder, _first_events(claim, record, job, survey))

@@ -6,19 +6,28 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 from qlora_daemon.claims import Claim
 from qlora_daemon.examining import Ended, ExaminingProcess
 from qlora_daemon.mail import Examined, Post
 from qlora_engine.job.errors import JobRejected
-from qlora_engine.job.examine import ExamineRequest, Verdict
+from qlora_engine.job.examine import ExamineRequest, Verdict, as_line
 
 LIMIT_SECONDS = 600.0  # reading some ten gigabytes of data
-CLAIMS_EACH = 5000  # examined by one process, so that whatever it gathers is given back
-SMALL = 1000  # characters; paths and JSON around them add a few thousand bytes, and a pipe holds 16,384 at least
+CLAIMS_EACH = 50_000  # examined by one process, so that whatever it gathers is given back
+AHEAD_BYTES = 12_000  # of requests that are sent before they are answered; a pipe holds 16,384 at least
 SURVEY = "qlora_engine.training.survey"
+
+
+class Waiting(NamedTuple):
+    """A claim, and the line that asks about it."""
+
+    claim: Claim
+    request: bytes
 
 
 class Examiner(threading.Thread):
@@ -53,23 +62,25 @@ class Examiner(threading.Thread):
 
     def run(self) -> None:
         """Examine until stopped; claims that wait at the same time share a process."""
-        waiting: deque[Claim] = deque()
+        waiting: deque[Waiting] = deque()
         while not self._stopped:
             if not waiting:
                 claim = self._claims.get()
                 if claim is None:
                     return
-                waiting.append(claim)
+                waiting.append(self._waiting(claim))
             process = ExaminingProcess(self._module)
             with process, self._known(process):
                 self._examine_with(process, waiting)
 
-    def _examine_with(self, process: ExaminingProcess, waiting: deque[Claim]) -> None:
+    def _examine_with(self, process: ExaminingProcess, waiting: deque[Waiting]) -> None:
         """Examine the waiting claims and those that come meanwhile; what is left there is for another process."""
         sent = 0  # of the waiting claims, the first ones
-        while process.answered < CLAIMS_EACH and self._wait_for_one(waiting):
+        while process.answered < CLAIMS_EACH:
             sent = self._send(process, waiting, sent)
-            claim = waiting[0]
+            if not waiting:
+                return
+            claim = waiting[0].claim
             try:
                 verdict = process.receive(self._limit)
             except Ended as end:
@@ -87,27 +98,24 @@ class Examiner(threading.Thread):
             if not process.is_running:
                 return
 
-    def _wait_for_one(self, waiting: deque[Claim]) -> bool:
-        if not waiting and (claim := self._next()):
-            waiting.append(claim)
-        return bool(waiting)
+    def _send(self, process: ExaminingProcess, waiting: deque[Waiting], sent: int) -> int:
+        """Send the first claim, and the next ones if they are small, so that the process does not wait for us.
 
-    def _send(self, process: ExaminingProcess, waiting: deque[Claim], sent: int) -> int:
-        """Send the first claim, and the next if it is small, so that the process does not wait for us in between.
-
-        A small one fits into the pipe: nobody ever waits to write while the other side does, too.
+        All but a lone big one fit into the pipe: nobody ever waits to write while the other side does, too.
         """
-        if sent == 0:
-            process.send(self._request(waiting[0]))
-            sent = 1
-        if sent == 1 and len(waiting) == 1 and (claim := self._next()):
-            waiting.append(claim)
-        if sent == 1 and len(waiting) > 1:
-            request = self._request(waiting[1])
-            if len(request.text or "") <= SMALL:
-                process.send(request)
-                sent = 2
-        return sent
+        ahead = sum(len(one.request) for one in islice(waiting, sent))
+        while True:
+            if sent == len(waiting):
+                claim = self._next()
+                if claim is None:
+                    return sent
+                waiting.append(self._waiting(claim))
+            request = waiting[sent].request
+            if sent and ahead + len(request) > AHEAD_BYTES:
+                return sent
+            process.send(request)
+            ahead += len(request)
+            sent += 1
 
     def _next(self) -> Claim | None:
         try:
@@ -131,14 +139,15 @@ class Examiner(threading.Thread):
             with self._guard:
                 self._process = None
 
-    def _request(self, claim: Claim) -> ExamineRequest:
-        return ExamineRequest(
+    def _waiting(self, claim: Claim) -> Waiting:
+        request = ExamineRequest(
             job_file=str(claim.job_file),
             text=claim.text,
             home=str(self._home),
             base=str(claim.relative_from) if claim.relative_from else None,
             shown_as=claim.name,
         )
+        return Waiting(claim, as_line(request).encode())
 
 
 def _message(claim: Claim, verdict: Verdict) -> Examined:

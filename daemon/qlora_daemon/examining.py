@@ -14,7 +14,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from qlora_engine.job.examine import ExamineRequest, Verdict, as_line, read_line
+from qlora_engine.job.examine import Verdict, read_line
 
 LIMIT_BYTES = 4 << 30  # of memory, where the system can limit it
 COMPLAINT_BYTES = 4096  # of what it printed, from the end
@@ -88,10 +88,10 @@ class ExaminingProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def send(self, request: ExamineRequest) -> None:
-        """Ask for a job file to be examined. A process that is gone says so when it is to answer."""
+    def send(self, request: bytes) -> None:
+        """Ask for a job file to be examined: an `ExamineRequest` as a line. A process that is gone says so later."""
         if self._process is not None and self._process.stdin is not None:
-            view = memoryview(as_line(request).encode())
+            view = memoryview(request)
             with contextlib.suppress(BrokenPipeError):
                 while view:
                     view = view[self._process.stdin.write(view) or 0 :]

@@ -19,6 +19,8 @@ from qlora_engine.job.vocabulary import COMMON, EVENTS
 Event = dict[str, Any]
 Sink = Callable[[Event], None]
 
+_AS_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str).encode
+
 
 class UnknownEvent(AssertionError):
     """An event or field that the vocabulary does not hold: a bug of ours."""
@@ -82,9 +84,9 @@ def _stamp(_logger: Any, method: str, event: Any) -> Any:
 def to_line(event: Event) -> str:
     """An event as one line of JSON. Numbers that JSON lacks (NaN, infinity) are written as null."""
     try:
-        line = json.dumps(event, ensure_ascii=False, allow_nan=False, default=str)
+        line = _AS_JSON(event)
     except ValueError:
-        line = json.dumps(_finite(event), ensure_ascii=False, allow_nan=False, default=str)
+        line = _AS_JSON(_finite(event))
     # A file name that is not UTF-8 holds lone surrogates, which JSON can write as escapes and UTF-8 cannot.
     return line.encode(errors="backslashreplace").decode()
 

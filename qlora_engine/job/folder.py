@@ -7,6 +7,7 @@ import secrets
 import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 JOB_ID = re.compile(r"\d{8}-\d{6}-[a-z0-9][a-z0-9-]{0,63}")
@@ -18,77 +19,77 @@ class Home:
 
     path: Path
 
-    @property
+    @cached_property
     def jobs(self) -> Path:
         """The watched folder."""
         return self.path / "jobs"
 
-    @property
+    @cached_property
     def taking(self) -> Path:
         """Claimed files that are not yet a job or rejected; finished after a restart."""
         return self.jobs / ".taking"
 
-    @property
+    @cached_property
     def accepted(self) -> Path:
         """Files and folders that became jobs, under the job's id."""
         return self.jobs / "accepted"
 
-    @property
+    @cached_property
     def rejected(self) -> Path:
         """Files that are not valid jobs, each with a text beside it."""
         return self.jobs / "rejected"
 
-    @property
+    @cached_property
     def runs(self) -> Path:
         """One folder a job."""
         return self.path / "runs"
 
-    @property
+    @cached_property
     def models(self) -> Path:
         """Models added by `qlora models add`."""
         return self.path / "models"
 
-    @property
+    @cached_property
     def tokens(self) -> Path:
         """Tokenized data, made anew when it is deleted."""
         return self.path / "cache" / "tokens"
 
-    @property
+    @cached_property
     def measured(self) -> Path:
         """What was measured on this machine, measured anew when it is deleted."""
         return self.path / "cache" / "measured.json"
 
-    @property
+    @cached_property
     def logs(self) -> Path:
         """The service log."""
         return self.path / "logs"
 
-    @property
+    @cached_property
     def service_log(self) -> Path:
         """JSON lines of the daemon and what its jobs report."""
         return self.logs / "qlorad.jsonl"
 
-    @property
+    @cached_property
     def state(self) -> Path:
         """Socket, append-only file and locks; 0700."""
         return self.path / "state"
 
-    @property
+    @cached_property
     def daemon_lock(self) -> Path:
         """Held by the daemon that serves this home."""
         return self.state / "daemon.lock"
 
-    @property
+    @cached_property
     def status(self) -> Path:
         """How the daemon and its children stand, as it last said."""
         return self.state / "status.json"
 
-    @property
+    @cached_property
     def pause(self) -> Path:
         """Whether the queue is paused."""
         return self.state / "pause.json"
 
-    @property
+    @cached_property
     def socket(self) -> Path:
         """The embedded server's unix socket."""
         return self.state / "valkey.sock"

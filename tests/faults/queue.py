@@ -112,11 +112,10 @@ class DamagedFile(Fault):
         file = _newest_file(world)
         world.kill_everything()
         content = bytearray(file.read_bytes())
-        for _ in range(20):
-            at = world.draw.randrange(max(1, len(content)))
-            content[at : at + 8] = world.draw.randbytes(8)
+        for at in (0, *(world.draw.randrange(max(1, len(content))) for _ in range(20))):
+            content[at : at + 8] = b"\0" + world.draw.randbytes(7)
         file.write_bytes(content)
-        world.restart()
+        _start_on_damage(world)
 
 
 class GarbageForManifest(Fault):
@@ -131,7 +130,13 @@ class GarbageForManifest(Fault):
         folder = world.daemon.home.state / "appendonlydir"
         folder.mkdir(exist_ok=True)  # an earlier fault may have caught Valkey before it made one
         (folder / "appendonly.aof.manifest").write_bytes(world.draw.randbytes(100))
-        world.restart()
+        _start_on_damage(world)
+
+
+def _start_on_damage(world: World) -> None:
+    before = len(world.daemon.events("queue.damaged"))
+    world.restart()
+    wait_until("the damage is found", lambda: len(world.daemon.events("queue.damaged")) > before, 20.0)
 
 
 class HungDuringStop(Fault):
