@@ -1,4 +1,4 @@
-"""`qlorad`: run the daemon in the foreground, as launchd does."""
+"""`qlorad`: run the daemon in the foreground, as launchd does, or make it a service."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from qlora_daemon import service_commands
 from qlora_engine.job.errors import Exit, QloradError
 from qlora_engine.job.text import plain_lines
 
 app = typer.Typer(
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -32,7 +34,7 @@ def run(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Run the daemon in the foreground until SIGTERM or Ctrl-C.
+    """Run the daemon in the foreground until SIGTERM or Ctrl-C; or, with a command, as a service.
 
     It watches QLORAD_HOME/jobs (~/qlora/jobs) and trains what is dropped there, one job at a time.
     Its log is QLORAD_HOME/logs/qlorad.jsonl. Then try: qlora submit job.yaml
@@ -42,6 +44,14 @@ def run(
         from qlora_worker.settings import Settings  # noqa: PLC0415
 
         serve(Settings.read())
+
+
+app.command()(service_commands.install)
+app.command()(service_commands.uninstall)
+app.command()(service_commands.status)
+app.command()(service_commands.start)
+app.command()(service_commands.stop)
+app.command()(service_commands.restart)
 
 
 def main() -> None:

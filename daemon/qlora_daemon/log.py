@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from qlora_engine.job.events import Event, Sink, to_line
 from qlora_engine.job.text import local_time, plain
 from qlora_engine.job.vocabulary import EVENTS
 from qlora_engine.job.wording import describe
+
+OUTPUT_BYTES = 1_000_000
 
 
 class RotatingLog:
@@ -67,6 +71,19 @@ def unless_disk_refuses(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         sys.stderr.write(f"{path} cannot be written: {error}\n")
+
+
+def empty_if_large(descriptor: int, size: int = OUTPUT_BYTES) -> None:
+    """Empty the file that launchd has given for our complaints once it is large: nothing else ever does.
+
+    Args:
+        descriptor: of standard error; a terminal, a pipe and a small file stay as they are.
+        size: in bytes.
+    """
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_size > size:
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
 
 
 def console(stream: TextIO | None = None) -> Sink:

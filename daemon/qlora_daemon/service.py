@@ -20,7 +20,7 @@ from qlora_daemon.examiner import SURVEY, Examiner
 from qlora_daemon.inbox import Inbox
 from qlora_daemon.intake import BLOCK_SECONDS, Intake
 from qlora_daemon.jobs import JobTable
-from qlora_daemon.log import RotatingLog, console, relayed
+from qlora_daemon.log import RotatingLog, console, empty_if_large, relayed
 from qlora_daemon.mail import (
     Asked,
     ChildPrinted,
@@ -54,6 +54,7 @@ IDLE_TICK = 30.0  # what happens comes as a message; this only bounds an oversig
 READ_AT_ONCE = 1000  # messages before the jobs get their round
 TROUBLE_TICK = 2.0  # after an error of our own, so that it cannot fill the log
 SETTLE_SECONDS = 4.0  # for the exit of the active attempt, once its worker has ended
+STDERR = 2  # its descriptor
 WORKER_COMMAND = (sys.executable, "-P", "-m", "qlora_worker")
 
 
@@ -73,6 +74,7 @@ def serve(
     """
     home = settings.folders
     home.make()
+    empty_if_large(STDERR)
     holder = {"pid": os.getpid(), "version": __version__, "started": utc_now().isoformat()}
     try:
         held = lock.acquire(home.daemon_lock, holder, wait=1.0)  # clients test the lock for an instant

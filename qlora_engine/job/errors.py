@@ -185,3 +185,15 @@ class ProgramFailed(QloradError):
     """A program of the operating system is missing, did not end in time, or failed."""
 
     exit_code = Exit.OSERR
+
+
+class ServiceMissing(QloradError):
+    """The daemon is not installed as a service here, or cannot be."""
+
+    exit_code = Exit.UNAVAILABLE
+
+
+class NotAllowed(QloradError):
+    """Somebody else must do this."""
+
+    exit_code = Exit.NOPERM

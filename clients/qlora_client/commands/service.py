@@ -15,7 +15,7 @@ def status(as_json: AsJson = False) -> None:
 
     Exits with 69 when something does not run. What happened: `qlora logs`.
     """
-    from qlora_client import status as service
+    from qlora_engine.job import standing as service
 
     found = service.standing(home())
     if as_json:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SCRIPT = """#!{python}
+SCRIPT = """#!{python} -S
 import importlib, json, pathlib, sys
 sys.path.insert(0, {tests!r})
 from support.recorded import Unexpected
@@ -32,6 +32,15 @@ temporary.write_text(json.dumps(state))
 temporary.replace(folder / "{name}.json")
 sys.exit(code)
 """
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process; the stand-ins have no children of their own, so none is a zombie of theirs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class Unexpected(Exception):  # it is a finding about the caller

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_client.records import list_records
 from qlora_engine.job.errors import Exit
-from qlora_engine.job.folder import Home
+from qlora_engine.job.folder import JOB_ID, Home
 from qlora_engine.job.lock import holder_of
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.service_status import ChildStatus, ServiceStatus
@@ -37,8 +38,22 @@ def standing(home: Home) -> Standing:
     said = ServiceStatus.load(home.status) if daemon is not None else None
     if said is not None and daemon is not None and said.pid != daemon.get("pid"):
         said = None  # an earlier daemon said it
-    jobs: Counter[str] = Counter(str(record.state) for record in list_records(home).jobs)
-    return Standing(str(home.path), daemon, said, dict(sorted(jobs.items())))
+    return Standing(str(home.path), daemon, said, _count_jobs(home))
+
+
+def _count_jobs(home: Home) -> dict[str, int]:
+    """How many jobs are in which state; a run folder that cannot be read counts as `unreadable`."""
+    try:
+        names = os.listdir(home.runs)  # noqa: PTH208  # as for every list of ten thousand
+    except FileNotFoundError:
+        return {}
+    counted: Counter[str] = Counter()
+    for name in filter(JOB_ID.fullmatch, names):
+        try:
+            counted[str(json.loads(home.run(name).state.read_bytes())["state"])] += 1
+        except (OSError, ValueError, KeyError, TypeError):
+            counted["unreadable"] += 1
+    return dict(sorted(counted.items()))
 
 
 def as_json(found: Standing) -> dict[str, Any]:

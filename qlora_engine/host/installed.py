@@ -1,0 +1,87 @@
+"""Whether the daemon is installed as a service, and how that stands: for whoever only looks."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qlora_engine.host.launchctl import Launchd
+from qlora_engine.host.service import ServiceDefinition, ServiceManager, label_of
+from qlora_engine.host.systemctl import Systemd
+from qlora_engine.job.folder import Home
+
+MANAGERS: dict[str, type[Launchd] | type[Systemd]] = {"launchd": Launchd, "systemd": Systemd}
+_PROGRAMS = {"launchd": "launchctl", "systemd": "systemctl"}
+
+
+@dataclass(frozen=True)
+class InstalledService:
+    """A service whose file is there.
+
+    Attributes:
+        manager: which one has it.
+        file: its plist or unit.
+        loaded: the manager knows it.
+        running: a process of it lives.
+        pid: of the daemon.
+        last_exit: how the last one ended: an exit code, -N for signal N; None where it has not, or is not known.
+        program: what is started.
+        up_to_date: the file is what `qlorad install` of this version would write for what it starts.
+    """
+
+    manager: Literal["launchd", "systemd"]
+    file: Path
+    loaded: bool
+    running: bool
+    pid: int | None
+    last_exit: int | None
+    program: tuple[str, ...]
+    up_to_date: bool
+
+
+def manager_here(home: Home, *, headless: bool = False) -> ServiceManager | None:
+    """launchd or systemd, whichever this system has; None where it has neither."""
+    for name, program in _PROGRAMS.items():
+        if shutil.which(program):
+            return MANAGERS[name](label_of(home), headless=headless)
+    return None
+
+
+def manager_of(home: Home) -> ServiceManager | None:
+    """The manager that has a service of this home: of the user, or else of the machine; None where it has none."""
+    for headless in (False, True):
+        manager = manager_here(home, headless=headless)
+        if manager is not None and manager.file.exists():
+            return manager
+    return None
+
+
+def installed_service(home: Home) -> InstalledService | None:
+    """How the service of a home stands; None where none was installed.
+
+    Raises:
+        ProgramFailed: the manager does not answer.
+        OSError: the service's file cannot be read.
+    """
+    manager = manager_of(home)
+    if manager is None:
+        return None
+    content = manager.file.read_bytes()
+    definition: ServiceDefinition | None
+    try:
+        definition = manager.read(content)
+    except ValueError:
+        definition = None
+    state = manager.state()
+    return InstalledService(
+        manager="launchd" if isinstance(manager, Launchd) else "systemd",
+        file=manager.file,
+        loaded=state.loaded,
+        running=state.running,
+        pid=state.pid,
+        last_exit=state.last_exit,
+        program=definition.program if definition else (),
+        up_to_date=definition is not None and manager.content(definition) == content,
+    )
