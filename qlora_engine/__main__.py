@@ -23,6 +23,7 @@ from qlora_engine.job.report_process import report_on
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.unforeseen import explained, refused_by_system
 from qlora_engine.settings import EngineSettings
+from qlora_engine.wakefulness import Wakefulness
 
 StartAgain = Callable[[Mapping[str, str]], NoReturn]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -112,7 +113,11 @@ def _train(
 
                 cache = TokenCache.of(settings.folders, settings.token_cache_gb)
                 known = Measured(settings.folders.measured)
-            outcome = train(job, folder, attempt=0, log=log, metrics=metrics, stop=stop, cache=cache, known=known)
+            with Wakefulness(os.getpid(), log, wanted=settings.keep_awake):
+                outcome = train(
+                    job, folder, attempt=0, log=log, metrics=metrics, stop=stop, cache=cache, known=known,
+                    memory_share=settings.memory_share,
+                )  # fmt: skip
         except Exception as caught:  # noqa: BLE001  # the last chance to say what happened
             failure = explained(caught, folder.output)
             problem = {key: value for key, value in failure.as_dict().items() if key != "exit_code"}

@@ -32,6 +32,14 @@ class EngineSettings(BaseSettings):
         allow_inf_nan=False,
         description="tokens kept in the home, 10^9 bytes; what was not used for longest goes first; 0 keeps none",
     )
+    memory_share: float = Field(
+        default=1.0,
+        ge=0.1,
+        le=1.0,
+        allow_inf_nan=False,
+        description="of the memory that the system recommends for training, how much any job may use",
+    )
+    keep_awake: bool = Field(default=True, description="keep the machine from sleeping by itself while a job trains")
     report: bool = Field(default=True, description="write report.html when a run has ended")
 
     @classmethod
@@ -47,7 +55,9 @@ class EngineSettings(BaseSettings):
             problem = error.errors(include_url=False)[0]
             name = f"QLORAD_{str(problem['loc'][0]).upper()}" if problem["loc"] else "QLORAD_*"
             raise BadSetting(
-                f"{name} cannot be used: {problem['msg']}.", where=name, remedy="Correct or unset the variable."
+                f"{name} cannot be used: {problem['msg'].removeprefix('Value error, ')}.",
+                where=name,
+                remedy="Correct or unset the variable.",
             ) from None
 
     @property

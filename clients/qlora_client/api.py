@@ -13,6 +13,7 @@ from qlora_client.records import find_job, list_records, load_record
 from qlora_engine.job.errors import DaemonUnavailable, Exit, JobRejected, QloradError
 from qlora_engine.job.events import Event
 from qlora_engine.job.folder import Home, RunFolder
+from qlora_engine.job.hindrance import hindrances_in
 from qlora_engine.job.jobfile import SUFFIXES, read_job_file
 from qlora_engine.job.pause import Pause
 from qlora_engine.job.record import JobRecord, utc_now
@@ -144,7 +145,8 @@ class Client:
         job = self.job(id_part)
         if job.state is not State.QUEUED:
             return None
-        return why_it_waits(job, self.jobs(), Pause.load(self.home.pause), utc_now())
+        pause = Pause.load(self.home.pause)
+        return why_it_waits(job, self.jobs(), pause, utc_now(), hindrances_in(self.home))
 
     def events(self, id_part: str, *, follow: bool = False) -> Iterator[Event]:
         """What happened to the job, oldest first.

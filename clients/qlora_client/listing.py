@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qlora_engine.job.folder import JOB_ID
+from qlora_engine.job.hindrance import Hindrance, hindering, hindrances_in
 from qlora_engine.job.states import State
 from qlora_engine.job.when import too_early
 
@@ -31,12 +34,17 @@ class Summary:
     record: dict[str, Any]
 
     @classmethod
-    def of(cls, record: dict[str, Any]) -> Summary:
-        """From a record as it is stored. Raises `ValueError`, `KeyError` or `TypeError` if it is none."""
+    def of(cls, record: dict[str, Any], hindrances: Callable[[], tuple[Hindrance, ...]] = tuple) -> Summary:
+        """From a record as it is stored. Raises `ValueError`, `KeyError` or `TypeError` if it is none.
+
+        Args:
+            record: as JSON has it.
+            hindrances: that there are now, asked for if the job waits.
+        """
         return cls(
             id=str(record["id"]),
             state=str(record["state"]),
-            reason=_why(record),
+            reason=_why(record, hindrances),
             priority=int(record["priority"]),
             step=int(record["step"]),
             steps=int(record["steps"]),
@@ -46,14 +54,22 @@ class Summary:
         )
 
 
-def _why(record: dict[str, Any]) -> str:
-    """Why the job is where it is: of a queued one, what it waits for by the clock."""
-    early = None
+class _Wishes(NamedTuple):
+    urgent: bool
+    power: str | None
+
+
+def _why(record: dict[str, Any], hindrances: Callable[[], tuple[Hindrance, ...]]) -> str:
+    """Why the job is where it is: of a queued one, what it waits for by the clock, or what hinders it."""
     if record["state"] == State.QUEUED:
         times = [record.get(name) for name in ("not_before", "rests_until")]
         not_before, rests_until = (datetime.fromisoformat(time) if time else None for time in times)
-        early = too_early(not_before, rests_until, datetime.now(UTC))
-    return early or str(record["reason"])
+        if early := too_early(not_before, rests_until, datetime.now(UTC)):
+            return early
+        wishes = _Wishes(bool(record.get("urgent")), record.get("power"))
+        if hindrance := hindering(wishes, hindrances()):
+            return hindrance.what
+    return str(record["reason"])
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,7 @@ def job_ids(home: Home) -> list[str]:
 def overview(home: Home, limit: int | None = None) -> Overview:
     """The newest `limit` jobs, or all. One that vanishes meanwhile is left out."""
     ids = job_ids(home)
+    hindrances = cache(lambda: hindrances_in(home))
     jobs: list[Summary] = []
     unreadable: list[str] = []
     for job_id in ids:
@@ -84,13 +101,13 @@ def overview(home: Home, limit: int | None = None) -> Overview:
             break
         run = home.run(job_id)
         try:
-            jobs.append(_summary(run))
+            jobs.append(_summary(run, hindrances))
         except (OSError, ValueError, KeyError, TypeError):
             if run.path.exists():
                 unreadable.append(job_id)
     return Overview(jobs, len(ids), unreadable)
 
 
-def _summary(run: RunFolder) -> Summary:
+def _summary(run: RunFolder, hindrances: Callable[[], tuple[Hindrance, ...]]) -> Summary:
     with open(run.state, "rb") as file:  # noqa: PTH123  # of 10,000 files
-        return Summary.of(json.loads(file.read()))
+        return Summary.of(json.loads(file.read()), hindrances)

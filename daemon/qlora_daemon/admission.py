@@ -317,6 +317,7 @@ def _wishes(spec: JobSpec) -> dict[str, Any]:
     return {
         "priority": spec.priority,
         "urgent": spec.urgent,
+        "power": spec.power,
         "not_before": moment_of(spec.not_before) if spec.not_before else None,
         "retries": spec.retries,
         "max_runtime": spec.max_runtime,

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+from qlora_engine.host.sysctl import sysctl
+
 LINUX = Path("/proc/sys/kernel/random/boot_id")
-SYSCTL_SECONDS = 5.0
 _UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _SECONDS = re.compile(r"\bsec = (\d+)")
 
 
 def boot_id() -> str | None:
     """A name that stays the same until the machine starts again; None where the system does not tell."""
-    if sys.platform == "darwin":
-        return from_uuid(_sysctl("kern.bootsessionuuid")) or from_boottime(_sysctl("kern.boottime"))
     try:
         return from_uuid(LINUX.read_text())
     except OSError:
-        return None
+        return from_uuid(sysctl("kern.bootsessionuuid") or "") or from_boottime(sysctl("kern.boottime") or "")
 
 
 def from_uuid(text: str) -> str | None:
@@ -36,17 +33,3 @@ def from_boottime(text: str) -> str | None:
     """
     found = _SECONDS.search(text)
     return f"boot-{round(int(found[1]), -2)}" if found else None
-
-
-def _sysctl(name: str) -> str:
-    """What the system says, or nothing where it knows no such name."""
-    try:
-        return subprocess.run(
-            ["/usr/sbin/sysctl", "-n", name],
-            capture_output=True,
-            text=True,
-            timeout=SYSCTL_SECONDS,
-            check=False,
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from qlora_engine.job.hindrance import Hindrance, hindering
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
 from qlora_engine.job.turn import active_of, first_ready
@@ -20,12 +21,16 @@ class Conditions:
         gpu_free: nobody holds the GPU.
         resting: jobs that have just come back, and may not start before a time.
         paused: nothing starts: a person paused the queue.
+        hindrances: what keeps some jobs or all from training: power, heat, memory, the hour.
+        looked: these are known; nothing starts before.
     """
 
     queue_answers: bool
     gpu_free: bool
     resting: Mapping[str, datetime] = field(default_factory=dict)
     paused: bool = False
+    hindrances: tuple[Hindrance, ...] = ()
+    looked: bool = True
 
 
 @dataclass(frozen=True)
@@ -41,20 +46,23 @@ def next_job(jobs: Collection[JobRecord], now: datetime, conditions: Conditions)
     """The id of the job to start now, or None.
 
     The urgent go first, then the highest priority, and of equals the oldest; one that must wait for a time is passed
-    over until then. One job is active at a time.
+    over until then, and so is one that something hinders. One job is active at a time.
     """
-    if conditions.paused or not conditions.queue_answers or not conditions.gpu_free:
+    if conditions.paused or not conditions.queue_answers or not conditions.gpu_free or not conditions.looked:
         return None
     if active_of(jobs) is not None:
         return None
-    first = first_ready(jobs, now)
+    first = first_ready(jobs, now, conditions.hindrances)
     if first is None or conditions.resting.get(first.id, now) > now:
         return None  # it keeps its place while it rests
     return first.id
 
 
 def to_stop(jobs: Collection[JobRecord], now: datetime, conditions: Conditions) -> Stop | None:
-    """The active job that must stop: it has trained for long enough, the queue is paused, or an urgent one waits."""
+    """The active job that must stop, if it must.
+
+    It has trained for long enough, the queue is paused, something hinders it, or an urgent one waits.
+    """
     job = active_of(jobs)
     if job is None or job.state is State.STOPPING:
         return None
@@ -64,16 +72,23 @@ def to_stop(jobs: Collection[JobRecord], now: datetime, conditions: Conditions) 
             "`qlora release` gives it as much again"
         )
         return Stop(job.id, reason, State.HELD)
-    if conditions.paused:
-        return Stop(job.id, "the queue is paused; it goes on from its checkpoint")
+    if (why := _why_it_may_not_train(job, conditions)) is not None:
+        return Stop(job.id, f"{why}; it goes on from its checkpoint")
     if job.urgent or not conditions.queue_answers:
         return None
-    urgent = first_ready([other for other in jobs if other.urgent], now)
+    urgent = first_ready([other for other in jobs if other.urgent], now, conditions.hindrances)
     if (
         urgent is None or conditions.resting.get(urgent.id, now) > now
     ):  # which could not start: the GPU would do nothing
         return None
     return Stop(job.id, f"makes way for {urgent.id}; it goes on from its checkpoint")
+
+
+def _why_it_may_not_train(job: JobRecord, conditions: Conditions) -> str | None:
+    if conditions.paused:
+        return "the queue is paused"
+    hindrance = hindering(job, conditions.hindrances)
+    return hindrance.what if hindrance else None
 
 
 def _ran(job: JobRecord, now: datetime) -> float:

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from qlora_daemon.log import unless_disk_refuses
-from qlora_engine.job.durable import AppendOnly
-from qlora_engine.job.events import Event, EventLog, Sink, to_line
+from qlora_engine.job.events import Event, EventLog, Sink, reopening_sink
 from qlora_engine.job.folder import JOB_ID, Home, RunFolder
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import ACTIVE, State
@@ -133,13 +132,10 @@ class JobTable:
 
 def _appending_to(run: RunFolder) -> Sink:
     """A sink that keeps no descriptor: a table of ten thousand jobs would run out of them."""
+    append = reopening_sink(run.events)
 
     def write(event: Event) -> None:
         with unless_disk_refuses(run.events):
-            file = AppendOnly(run.events)
-            try:
-                file.write_line(to_line(event))
-            finally:
-                file.close()
+            append(event)
 
     return write

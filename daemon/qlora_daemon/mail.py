@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qlora_daemon.settling import Found
+from qlora_daemon.surroundings import Reading
 from qlora_engine.job.errors import QloradError
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.survey import Survey
@@ -65,5 +66,12 @@ class ChildPrinted:
     line: str
 
 
-Message = SignalCame | FileSettled | FolderWatched | Examined | Asked | QueueFailed | ChildPrinted
+@dataclass(frozen=True)
+class Looked:
+    """What a look at power, heat and memory has shown."""
+
+    reading: Reading
+
+
+Message = SignalCame | FileSettled | FolderWatched | Examined | Asked | QueueFailed | ChildPrinted | Looked
 Post = Callable[[Message], None]

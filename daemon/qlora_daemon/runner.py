@@ -274,6 +274,22 @@ class Runner:
             self._queue.withdraw(active.job, active.attempt)
         active.stop_rungs = _rungs(time.monotonic(), STOP_SECONDS)
 
+    def skip(self, *, on_the_wall: float, running: float) -> None:
+        """Count time as not spent in training, nor as given for a checkpoint: nothing ran meanwhile.
+
+        Args:
+            on_the_wall: seconds by which the clock on the wall went on without training; negative if it was set back.
+            running: seconds of the monotonic clock.
+        """
+        active = self._active
+        record = self._jobs.get(active.job) if active else None
+        if active is None or record is None:
+            return
+        active.stop_rungs = [(due + running, number) for due, number in active.stop_rungs]
+        if record.running_since is not None:
+            later = record.running_since + timedelta(seconds=on_the_wall)
+            self._jobs.note(record.id, store=True, running_since=later)
+
     def stop_for_shutdown(self) -> None:
         """Say on disk that the active job is being stopped; the worker passes the signal on."""
         record = self._jobs.get(self._active.job) if self._active else None

@@ -14,12 +14,14 @@ from qlora_daemon import signals
 from qlora_daemon.admission import Admission
 from qlora_daemon.boot import boot_id
 from qlora_daemon.children import Children
+from qlora_daemon.clocks import Clocks, Gap, gap
 from qlora_daemon.desk import Desk
 from qlora_daemon.dispatcher import Conditions, next_job, to_stop
 from qlora_daemon.examiner import SURVEY, Examiner
 from qlora_daemon.inbox import Inbox
 from qlora_daemon.intake import BLOCK_SECONDS, Intake
 from qlora_daemon.jobs import JobTable
+from qlora_daemon.limits import Limits
 from qlora_daemon.log import RotatingLog, console, empty_if_large, relayed
 from qlora_daemon.mail import (
     Asked,
@@ -27,10 +29,12 @@ from qlora_daemon.mail import (
     Examined,
     FileSettled,
     FolderWatched,
+    Looked,
     Message,
     QueueFailed,
     SignalCame,
 )
+from qlora_daemon.neighbour import Neighbour
 from qlora_daemon.orders import Orders
 from qlora_daemon.queue_health import QueueHealth
 from qlora_daemon.reconciler import Reconciler
@@ -126,6 +130,13 @@ class Service:
         self._reconciler = Reconciler(
             home, self._jobs, self._runner, connection=quick, keys=keys, health=self._health, log=self._log
         )
+        self._neighbour = Neighbour(
+            Limits.of(settings),
+            every=settings.look_seconds,
+            tell=lambda reading: post(Looked(reading)),
+            log=self._log,
+        )
+        self._clocks = Clocks.now()
         self._started, self._status = utc_now(), ServiceStatus.none()
         self._stop_signals: list[int] = []
         self._was_up = False
@@ -163,6 +174,7 @@ class Service:
             jobs=self._jobs.unfinished,
         )
         self._inbox.start()
+        self._neighbour.start()
 
     def _came_up(self) -> None:
         """Redis answers: for the first time, or again."""
@@ -186,6 +198,7 @@ class Service:
         now = time.monotonic()
         if now < self._not_before:
             return
+        self._neighbour.care(self._runner.is_active or any(job.state is State.QUEUED for job in self._jobs))
         self._children.check(now)
         if self._health.probe(now):
             self._came_up()
@@ -211,6 +224,7 @@ class Service:
             queue_answers=self._health.is_up,
             children=self._children.statuses,
             job=followed[0] if followed else None,
+            hindrances=self._neighbour.hindrances(),
         )
         if status != self._status:
             self._status = status
@@ -240,6 +254,8 @@ class Service:
             gpu_free=gpu_free,
             resting=self._runner.resting,
             paused=self._orders.is_paused,
+            hindrances=self._neighbour.hindrances(),
+            looked=self._neighbour.is_known,
         )
 
     def _dispatch(self) -> None:
@@ -284,12 +300,35 @@ class Service:
         wait: float | None = max(0.001, pause)
         with contextlib.suppress(Empty):
             for _ in range(READ_AT_ONCE):
-                message = self._mail.get(timeout=wait) if wait else self._mail.get_nowait()
+                message = self._next_message(wait) if wait else self._mail.get_nowait()
                 self._safely(type(message).__name__, self._act, message)
                 wait = None
         if not self._stop_signals:
             self._safely("admitting jobs", self._admission.settle)
         self._safely("answering requests", self._desk.send)
+
+    def _next_message(self, wait: float) -> Message:
+        """Wait for one. What else went by meanwhile, a night say, is noticed before anything is done about it.
+
+        Raises:
+            Empty: there is none.
+        """
+        expected = time.monotonic() - self._clocks.running + wait
+        try:
+            return self._mail.get(timeout=wait)
+        finally:
+            before, self._clocks = self._clocks, Clocks.now()
+            self._safely("noticing a gap in time", self._note_gap, gap(before, self._clocks, expected))
+
+    def _note_gap(self, found: Gap | None) -> None:
+        if found is None:
+            return
+        if found.set_by:
+            self._log.emit("machine.clock_set", seconds=round(found.set_by, 1))
+        if found.slept or found.stopped:
+            self._log.emit("machine.slept", seconds=round(found.slept, 1), stopped=round(found.stopped, 1))
+            self._neighbour.look_again()
+        self._runner.skip(on_the_wall=found.on_the_wall, running=found.stopped)
 
     def _act(self, message: Message) -> None:
         match message:
@@ -311,6 +350,9 @@ class Service:
                 self._look_due = 0.0
             case QueueFailed(reason):
                 self._health.failed(reason)
+            case Looked(reading):
+                self._neighbour.heard(reading)
+                self._look_due = 0.0
 
     def _say_watched(self, lost: str | None) -> None:
         if lost is None:
@@ -348,7 +390,7 @@ class Service:
     def _stop(self) -> None:
         began = time.monotonic()
         self._log.emit("daemon.stopping", signal=signal.Signals(self._stop_signals[0]).name)
-        for feeder in (self._inbox, self._intake, self._examiner):
+        for feeder in (self._inbox, self._intake, self._examiner, self._neighbour):
             feeder.stop()
         self._safely("stopping the active job", self._runner.stop_for_shutdown)
         ended = self._children.stop_worker(

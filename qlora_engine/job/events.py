@@ -107,6 +107,23 @@ def file_sink(path: Path) -> Sink:
     return lambda event: file.write_line(to_line(event))
 
 
+def reopening_sink(path: Path) -> Sink:
+    """`file_sink` that keeps no descriptor between two events: for a process that writes to many files, or for months.
+
+    Raises, when an event is written:
+        OSError: it cannot be.
+    """
+
+    def write(event: Event) -> None:
+        file = AppendOnly(path)
+        try:
+            file.write_line(to_line(event))
+        finally:
+            file.close()
+
+    return write
+
+
 def parse_line(line: str | bytes) -> Event | None:
     """The event in a line, or None for a line that a crash cut short."""
     try:

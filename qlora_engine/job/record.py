@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -32,6 +32,7 @@ class JobRecord(BaseModel):
     reason: str = Field(default="", description="why the job is in this state, for a person")
     priority: int = 0
     urgent: bool = Field(default=False, description="goes before all others; the running job stops for it")
+    power: Literal["any", "ac"] | None = Field(default=None, description="on battery; None leaves it to the setting")
     after: tuple[str, ...] = Field(default=(), description="ids of jobs that must be done first")
     not_before: datetime | None = None
     retries: int = Field(default=0, description="how often it may be tried again")

@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from qlora_engine.job import durable
+from qlora_engine.job.hindrance import Hindrance
 
 FORMAT = 1
 
@@ -42,6 +43,7 @@ class ServiceStatus(BaseModel):
     queue_answers: bool
     children: list[ChildStatus]
     job: str | None = Field(description="that it follows now")
+    hindrances: tuple[Hindrance, ...] = Field(default=(), description="what keeps jobs from training now")
 
     @classmethod
     def none(cls) -> Self:

@@ -135,6 +135,9 @@ class JobSpec(_Section):
     name: Annotated[str, Field(min_length=1, max_length=80)] | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] = Field(default=0, description="higher goes first")
     urgent: bool = Field(default=False, description="goes before all others; the running job stops for it")
+    power: Literal["any", "ac"] | None = Field(
+        default=None, description="on battery: train all the same, or wait for the plug; the setting when left out"
+    )
     after: list[Text] = Field(default=[], max_length=100, description="jobs that must be done first: ids or names")
     not_before: Text | None = Field(default=None, description="starts at this time or later")
     retries: Annotated[int, Field(ge=0, le=20)] = Field(

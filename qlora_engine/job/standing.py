@@ -10,9 +10,17 @@ from typing import Any
 
 from qlora_engine.job.errors import Exit
 from qlora_engine.job.folder import JOB_ID, Home
+from qlora_engine.job.hindrance import Whom
 from qlora_engine.job.lock import holder_of
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.service_status import ChildStatus, ServiceStatus
+
+_WHOM = {
+    Whom.ALL: "",
+    Whom.NOT_URGENT: ": all jobs but urgent ones",
+    Whom.ON_AC: ": jobs with power: ac",
+    Whom.NOT_ANY: ": all jobs but those with power: any",
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ def lines(found: Standing) -> list[str]:
         shown.append(f"queue    {'answers' if found.said.queue_answers else 'does not answer'}")
         shown += [_child(child) for child in found.said.children]
         shown.append(f"training {found.said.job or 'nothing'}")
+        shown += [f"waits    {hindrance.what}{_WHOM[hindrance.whom]}" for hindrance in found.said.hindrances]
     jobs = ", ".join(f"{count} {state}" for state, count in found.jobs.items())
     return [*shown, f"jobs     {jobs or 'none'}", f"home     {found.home}"]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+from qlora_engine.job.hindrance import Hindrance, hindering
 from qlora_engine.job.pause import Pause
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
@@ -19,14 +20,17 @@ def order(job: JobRecord) -> Order:
     return (not job.urgent, -job.priority, job.created, job.id)
 
 
-def is_ready(job: JobRecord, now: datetime) -> bool:
+def is_ready(job: JobRecord, now: datetime, hindrances: tuple[Hindrance, ...] = ()) -> bool:
     """Whether a job waits for nothing but its turn."""
     if job.state is not State.QUEUED:
         return False
-    return (job.not_before is None or job.not_before <= now) and (job.rests_until is None or job.rests_until <= now)
+    early = (job.not_before is not None and job.not_before > now) or (
+        job.rests_until is not None and job.rests_until > now
+    )
+    return not early and (not hindrances or hindering(job, hindrances) is None)
 
 
-def first_ready(jobs: Iterable[JobRecord], now: datetime) -> JobRecord | None:
+def first_ready(jobs: Iterable[JobRecord], now: datetime, hindrances: tuple[Hindrance, ...] = ()) -> JobRecord | None:
     """The first in `order` of the jobs that are ready.
 
     Written for ten thousand of them, of which few are looked at twice.
@@ -36,7 +40,7 @@ def first_ready(jobs: Iterable[JobRecord], now: datetime) -> JobRecord | None:
     for job in jobs:
         if job.state is not queued or job.urgent < urgent or (job.urgent == urgent and job.priority < priority):
             continue
-        if is_ready(job, now) and (first is None or order(job) < order(first)):
+        if is_ready(job, now, hindrances) and (first is None or order(job) < order(first)):
             first, urgent, priority = job, job.urgent, job.priority
     return first
 
@@ -81,12 +85,15 @@ def standing(job: JobRecord, find: Callable[[str], JobRecord | None]) -> Standin
     return Standing(State.QUEUED)
 
 
-def why_it_waits(job: JobRecord, jobs: Iterable[JobRecord], pause: Pause, now: datetime) -> str | None:
+def why_it_waits(
+    job: JobRecord, jobs: Iterable[JobRecord], pause: Pause, now: datetime, hindrances: tuple[Hindrance, ...] = ()
+) -> str | None:
     """What a queued job waits for, for a person; None for one that is in another state, whose reason says it.
 
     Args:
         jobs: all of them.
         pause: the queue's.
+        hindrances: that there are now.
     """
     if job.state is not State.QUEUED:
         return None
@@ -94,8 +101,10 @@ def why_it_waits(job: JobRecord, jobs: Iterable[JobRecord], pause: Pause, now: d
         return f"it {early}"
     if pause.holds(now):
         return str(pause)
+    if hindrance := hindering(job, hindrances):
+        return hindrance.what
     others = [other for other in jobs if other.id != job.id]
-    before = sum(is_ready(other, now) and order(other) < order(job) for other in others)
+    before = sum(is_ready(other, now, hindrances) and order(other) < order(job) for other in others)
     active = active_of(others)
     ahead = [f"{active.id} is {active.state}"] if active else []
     if before:

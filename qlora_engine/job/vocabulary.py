@@ -138,6 +138,54 @@ EVENTS: dict[str, EventType] = {
     "gpu.busy": EventType(
         "No job starts: another process holds the GPU lock.", {"holder": "what it says of itself"}, "warning"
     ),
+    # the machine and who else needs it
+    "machine.power": EventType(
+        "The machine changed from one source of power to another, or its battery got low.",
+        {
+            "source": "ac or battery",
+            "percent": "charge of the battery; None where there is none",
+            "low": "whether it is too low to train on",
+        },
+    ),
+    "machine.heat": EventType(
+        "The machine got hotter or cooler.",
+        {"heat": "nominal, raised, heavy or critical", "before": "what it was"},
+    ),
+    "machine.pressure": EventType(
+        "The machine got shorter of memory, or less so.",
+        {"pressure": "normal, warning or critical", "before": "what it was"},
+    ),
+    "machine.unknown": EventType(
+        "The system does not answer; what it said last counts for a while, then it is taken to be well.",
+        {"what": "power, heat or pressure", "reason": "what came instead of an answer"},
+        "warning",
+    ),
+    "machine.slept": EventType(
+        "Nothing ran for a while. Neither a stall nor time that a job has trained.",
+        {"seconds": "that the machine slept", "stopped": "seconds that only the daemon stood still, as after SIGSTOP"},
+    ),
+    "machine.clock_set": EventType(
+        "The clock on the wall was set.", {"seconds": "forward; negative for back"}, "warning"
+    ),
+    "hindrance.began": EventType(
+        "Something keeps jobs from training; one that runs and is concerned stops at a checkpoint.",
+        {
+            "kind": "battery, low_battery, heat, pressure or hours",
+            "whom": "all; not_urgent; on_ac (jobs with `power: ac`); not_any (all but those with `power: any`)",
+            "what": "in words",
+        },
+    ),
+    "hindrance.ended": EventType("It keeps no job any more.", {"kind": "as above"}),
+    "awake.held": EventType(
+        "The machine will not go to sleep by itself while this attempt runs.",
+        {"program": "that sees to it", "pid": "of the program"},
+        "debug",
+    ),
+    "awake.failed": EventType(
+        "The machine may go to sleep although a job trains; the job goes on when it wakes.",
+        {"what": "why"},
+        "warning",
+    ),
     # training
     "training.started": EventType(
         "The training process holds the GPU and begins.",

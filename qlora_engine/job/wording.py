@@ -14,7 +14,7 @@ _HIDDEN = frozenset({"ts", "level", "event", "job", "attempt"})
 
 def describe(event: Event) -> str:
     """What happened, in words; an event that is not known here shows its name and fields. Never raises."""
-    text = _training(event) or _incident(event) or _report(event) or _job(event) or _service(event)
+    text = _training(event) or _incident(event) or _report(event) or _job(event) or _service(event) or _machine(event)
     return plain(text or _as_fields(event))
 
 
@@ -183,6 +183,36 @@ def _service(event: Event) -> str | None:
             return f"{_text(event, 'child')}: {_text(event, 'line')}"
         case "library.log":
             return f"{_text(event, 'logger')}: {_text(event, 'message')}"
+    return None
+
+
+def _machine(event: Event) -> str | None:  # noqa: PLR0911  # one case a kind of event
+    match event["event"]:
+        case "machine.power":
+            low = ", too low to train on" if event.get("low") else ""
+            source = "plugged in" if event.get("source") == "ac" else "on battery"
+            return f"the machine is {source}{_have(event, 'percent', ', {}% charged')}{low}"
+        case "machine.heat":
+            return f"heat is {_text(event, 'heat')}, was {_text(event, 'before')}"
+        case "machine.pressure":
+            return f"pressure on memory is {_text(event, 'pressure')}, was {_text(event, 'before')}"
+        case "machine.unknown":
+            return f"{_text(event, 'what')} of the machine is not known: {_text(event, 'reason')}"
+        case "machine.slept":
+            if _number(event, "seconds"):
+                return f"the machine slept for {_seconds(event, 'seconds')}"
+            return f"the daemon stood still for {_seconds(event, 'stopped')}"
+        case "machine.clock_set":
+            seconds = _number(event, "seconds") or 0.0
+            return f"the clock was set {'forward' if seconds > 0 else 'back'} by {duration(abs(seconds))}"
+        case "hindrance.began":
+            return f"jobs wait: {_text(event, 'what')}"
+        case "hindrance.ended":
+            return f"jobs wait no more for: {_text(event, 'kind').replace('_', ' ')}"
+        case "awake.held":
+            return f"the machine stays awake ({_text(event, 'program')})"
+        case "awake.failed":
+            return f"the machine may fall asleep: {_text(event, 'what')}"
     return None
 
 

@@ -26,6 +26,7 @@ CPU_CACHE = 0  # the C library's allocator is a reserve of its own, and one of M
 # mallopt's M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
 ONE_HEAP = ((-8, 1), (-3, 1 << 30), (-1, 1 << 30))
 OUT_OF_MEMORY = ("out of memory", "outofmemory", "insufficient memory", "unable to allocate", "malloc")
+BY_SHARE = "the setting QLORAD_MEMORY_SHARE"
 NEGLIGIBLE = 64 << 20  # bytes, whatever the limit
 TIGHT = 0.9  # of the limit: above it the reserve is given back
 
@@ -75,27 +76,40 @@ class Device:
         return cls(total, int(recommended) if recommended else int(0.95 * total), wires=bool(recommended))
 
 
-def limits_of(memory: Memory, device: Device) -> Limits:
-    """The limits of a run: what the job sets, or else what the device recommends."""
-    if memory.limit_gb is not None:
-        limit: int | None = min(int(memory.limit_gb * GIGA), device.total)
-    else:
-        limit = device.recommended
+def limits_of(memory: Memory, device: Device, share: float = 1.0) -> Limits:
+    """The limits of a run: what the job sets, or else what the device recommends.
+
+    Args:
+        memory: of the job.
+        device: that it trains on.
+        share: of what is recommended, or of all memory where nothing is, that no job may exceed; 1 for as it was.
+    """
+    asked = None if memory.limit_gb is None else int(memory.limit_gb * GIGA)
+    most = device.total if share == 1 else int(share * (device.recommended or device.total))
+    by_share = share < 1 and (asked is None or asked > most)
+    limit = min(asked, most) if asked is not None else most if by_share else device.recommended
     return Limits(
         limit=limit,
         cache=CPU_CACHE if device.recommended is None else int(CACHE_SHARE * (limit or device.recommended)),
         wired=min(limit, device.recommended) if device.wires and limit and device.recommended else None,
         device=device.total,
-        source="the job's memory.limit_gb" if memory.limit_gb is not None else "the device",
-        asked=memory.limit_gb is not None,
+        source=BY_SHARE if by_share else "the job's memory.limit_gb" if asked is not None else "the device",
+        asked=asked is not None,
     )
 
 
-def set_limits(spec: JobSpec, log: EventLog) -> Limits:
-    """Give MLX its limits, and say them."""
-    limits = limits_of(spec.memory, Device.found())
+def set_limits(spec: JobSpec, log: EventLog, share: float = 1.0) -> Limits:
+    """Give MLX its limits, and say them.
+
+    Args:
+        spec: of the job.
+        log: receives the event.
+        share: as above.
+    """
+    limits = limits_of(spec.memory, Device.found(), share)
     if limits.limit is not None:
-        below = min(OVERSHOOT, int(OVERSHOOT_SHARE * limits.limit)) if spec.memory.limit_gb else 0
+        meant = limits.asked or limits.source == BY_SHARE
+        below = min(OVERSHOOT, int(OVERSHOOT_SHARE * limits.limit)) if meant else 0
         mx.set_memory_limit(limits.limit - below)
     mx.set_cache_limit(limits.cache)
     if limits.wired is not None:

@@ -30,6 +30,7 @@ FREE_KEYS = frozenset(
         "name",
         "priority",
         "urgent",
+        "power",
         "after",
         "not_before",
         "retries",

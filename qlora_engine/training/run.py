@@ -62,6 +62,7 @@ def train(
     pulse: Pulse | None = None,
     cache: TokenCache | None = None,
     known: Measured | None = None,
+    memory_share: float = 1.0,
 ) -> Outcome:
     """Train a job to its end or to the checkpoint where it was asked to stop.
 
@@ -74,6 +75,7 @@ def train(
         pulse: tells whoever watches that training moves.
         cache: where tokens are kept for the next start; without it they are made at each.
         known: what was measured on this machine; without it that is measured anew.
+        memory_share: of the device's memory that training may use at most.
 
     Raises:
         QloradError: it cannot be trained; with the remedy.
@@ -84,7 +86,8 @@ def train(
     reporters = Reporters(job.spec, run, log)
     try:
         told = log.with_sink(reporters.sink)
-        return _Run(job, run, ladder, told, metrics, stop, pulse, cache, known or Measured(None)).train()
+        known = known or Measured(None)
+        return _Run(job, run, ladder, told, metrics, stop, pulse, cache, known, memory_share).train()
     except (RuntimeError, MemoryError) as error:
         if not memory.is_out_of_memory(error):
             raise
@@ -108,6 +111,7 @@ class _Run:
     pulse: Pulse
     cache: TokenCache | None
     known: Measured
+    memory_share: float
     started: float = field(default_factory=time.perf_counter)
 
     def train(self) -> Outcome:
@@ -149,7 +153,7 @@ class _Run:
         job, log, layout = self.job, self.log, self.ladder.layout
         found = runtime.settle(self.run, log)
         _say_started(found, log)
-        limits = memory.set_limits(job.spec, log)
+        limits = memory.set_limits(job.spec, log, self.memory_share)
         dropout = DropoutKey()
         with self._phase("load"):
             base = load_base(job)

@@ -82,6 +82,7 @@ def survey(
     gpu_lock: Path | None = None,
     seconds: float = LOOK_SECONDS,
     known_before: KnownBefore | None = None,
+    memory_share: float = 1.0,
 ) -> Survey:
     """What a job's data and model show.
 
@@ -92,13 +93,14 @@ def survey(
         gpu_lock: time the device for the estimate of the time, while this lock is free; None leaves it alone.
         seconds: to spend on the rows of each file.
         known_before: what other jobs of this process have shown.
+        memory_share: of the device's memory that training may use at most.
 
     Raises:
         JobRejected: no row has a target, or the job surely does not fit into memory.
         ModelRejected: the tokenizer cannot be loaded.
     """
     known_before = known_before or KnownBefore()
-    machine = known_before.machines(job.spec.memory.model_dump_json(), lambda: find_machine(job.spec))
+    machine = known_before.machines(job.spec.memory.model_dump_json(), lambda: find_machine(job.spec, memory_share))
     known = Survey(backend=machine.backend, limit_gb=machine.limit / GIGA, limit_source=machine.source)
     if job.model_path is None:
         return _with(known, f"The model {job.spec.model} is not on this machine yet, so its memory is not known.")
@@ -131,12 +133,12 @@ def survey(
     return _judged(known, judged).model_copy(update={"seconds": round(time, 1), "seconds_source": source})
 
 
-def find_machine(spec: JobSpec) -> Machine:
+def find_machine(spec: JobSpec, share: float = 1.0) -> Machine:
     """The device that training would use and its limits.
 
     What is free at the moment says little: another job may be running, which will have ended by then.
     """
-    limits, room = limits_of(spec.memory, Device.found()), int(USABLE * psutil.virtual_memory().total)
+    limits, room = limits_of(spec.memory, Device.found(), share), int(USABLE * psutil.virtual_memory().total)
     backend: Name = "cpu" if on_cpu() else "metal" if mx.metal.is_available() else "cuda"
     if limits.limit is None:
         return Machine(backend, room, "the machine's memory", room)
@@ -243,9 +245,12 @@ def verdict_on(
     try:
         job = examine_request(request)
         lock, home = Path(request.measure) if request.measure else None, Home(Path(request.home))
-        limit = (settings or EngineSettings.read()).token_cache_gb
-        cache = TokenCache.of(home, limit) if home.path.is_dir() else None  # looking at a job makes no home
-        return Verdict(job=job, survey=survey(job, home, cache=cache, gpu_lock=lock, known_before=known_before))
+        settings = settings or EngineSettings.read()
+        cache = TokenCache.of(home, settings.token_cache_gb) if home.path.is_dir() else None  # looking makes no home
+        found = survey(
+            job, home, cache=cache, gpu_lock=lock, known_before=known_before, memory_share=settings.memory_share
+        )
+        return Verdict(job=job, survey=found)
     except QloradError as error:
         return Verdict.against(error)
 

@@ -41,6 +41,27 @@ def test_limits_come_from_the_job_or_else_from_the_device(
     assert ("limit_gb" in found.source) is (asked is not None)
 
 
+@pytest.mark.parametrize(
+    ("device", "asked", "limit", "wired"),
+    [
+        (MAC, None, 24_000_000_000, 24_000_000_000),
+        (MAC, 20.0, 20_000_000_000, 20_000_000_000),
+        (MAC, 60.0, 24_000_000_000, 24_000_000_000),
+        (GPU, None, 38_000_000_000, None),
+        (CPU, None, 16_000_000_000, None),
+        (CPU, 4.0, 4_000_000_000, None),
+    ],
+)
+def test_no_job_exceeds_the_share_that_the_machine_leaves_to_training(
+    device: Device, asked: float | None, limit: int, wired: int | None
+) -> None:
+    """Whoever works at the machine set it; a job may ask for less alone."""
+    found = limits_of(Memory(limit_gb=asked), device, 0.5)
+    assert (found.limit, found.wired) == (limit, wired)
+    assert ("QLORAD_MEMORY_SHARE" in found.source) is (asked is None or asked > 24)
+    assert limits_of(Memory(limit_gb=asked), device, 1.0) == limits_of(Memory(limit_gb=asked), device)
+
+
 @pytest.fixture
 def as_before() -> Iterator[None]:
     """MLX's limits hold for the whole process, which other tests share."""

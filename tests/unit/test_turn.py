@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from qlora_daemon.dependencies import resolve
 from qlora_daemon.dispatcher import Conditions, Stop, next_job, to_stop
 from qlora_engine.job.errors import JobRejected
+from qlora_engine.job.hindrance import Hindrance, Kind, Whom, hindering
 from qlora_engine.job.pause import Pause
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import ACTIVE, FINAL, State
@@ -122,6 +123,75 @@ def test_a_pause_stops_what_runs_and_starts_nothing() -> None:
     assert "paused" in stop.reason
 
 
+# What hinders: power, heat, memory, the hour
+
+ways = st.builds(Hindrance, st.sampled_from(list(Kind)), st.sampled_from(list(Whom)), st.just("something is wrong"))
+hindrances = st.lists(ways, max_size=3).map(tuple)
+powers = st.sampled_from([None, "any", "ac"])
+
+
+def free_but(*found: Hindrance) -> Conditions:
+    return Conditions(True, True, hindrances=found)
+
+
+@given(queues, hindrances, st.lists(powers, min_size=12, max_size=12))
+def test_nothing_starts_that_would_be_stopped_and_nothing_is_stopped_that_could_start(
+    jobs: list[JobRecord], found: tuple[Hindrance, ...], wishes: list[str | None]
+) -> None:
+    """A job that starts and stops in turns would load its model for ever."""
+    jobs = [one.model_copy(update={"power": wish}) for one, wish in zip(jobs, wishes, strict=False)]
+    conditions = free_but(*found)
+    chosen = next((one for one in jobs if one.id == next_job(jobs, NOW, conditions)), None)
+    free = [one for one in jobs if is_ready(one, NOW) and hindering(one, found) is None]
+    assert chosen == min(free, key=order, default=None)  # whoever is hindered is passed over, not waited for
+    if chosen is not None:
+        runs = chosen.model_copy(update={"state": State.RUNNING})
+        others = [one for one in jobs if one.id != chosen.id]
+        assert to_stop([*others, runs], NOW, conditions) is None
+    for one in jobs:
+        runs = one.model_copy(update={"state": State.RUNNING})
+        stop = to_stop([runs], NOW, conditions)
+        assert (stop is not None) == (hindering(one, found) is not None)
+        if stop is not None:
+            assert (stop.job, stop.after_stop) == (one.id, State.QUEUED)
+            assert stop.reason == "something is wrong; it goes on from its checkpoint"
+
+
+@given(queues, hindrances)
+def test_an_urgent_job_that_could_not_start_stops_nothing(jobs: list[JobRecord], found: tuple[Hindrance, ...]) -> None:
+    """The GPU would do nothing while one waits for the plug and the other for nothing."""
+    active = job(10**8, state=State.RUNNING, power="any")
+    stop = to_stop([*jobs, active], NOW, free_but(*found))
+    if stop is not None and hindering(active, found) is None:
+        back = active.model_copy(update={"state": State.QUEUED})
+        started = next_job([*jobs, back], NOW, free_but(*found))
+        assert started is not None
+        assert started != active.id
+
+
+@pytest.mark.parametrize(
+    ("whom", "keeps"),
+    [
+        (Whom.ALL, {"plain", "urgent", "ac", "any"}),
+        (Whom.NOT_URGENT, {"plain", "ac", "any"}),
+        (Whom.ON_AC, {"ac"}),
+        (Whom.NOT_ANY, {"plain", "urgent", "ac"}),
+    ],
+)
+def test_whom_a_hindrance_keeps(whom: Whom, keeps: set[str]) -> None:
+    """Urgency outweighs the hour, not an empty battery; what a job says of power outweighs the setting."""
+    jobs = {"plain": job(1), "urgent": job(2, urgent=True), "ac": job(3, power="ac"), "any": job(4, power="any")}
+    hindrance = Hindrance(Kind.BATTERY, whom, "x")
+    assert {name for name, one in jobs.items() if hindrance.concerns(one)} == keeps
+
+
+def test_nothing_starts_before_the_machine_was_looked_at() -> None:
+    """A daemon that starts on battery would start a job only to stop it; what runs already goes on."""
+    blind = Conditions(True, True, looked=False)
+    assert next_job([job(1)], NOW, blind) is None
+    assert to_stop([job(1, state=State.RUNNING)], NOW, blind) is None
+
+
 @pytest.mark.parametrize(
     ("ran", "minutes", "stops"), [(0.0, 9, False), (0.0, 10, True), (590.0, 1, True), (0.0, -60, False)]
 )
@@ -207,12 +277,18 @@ def test_what_a_job_says_that_it_waits_for() -> None:
     mine = job(1, age=1)
     running = job(2, state=State.RUNNING)
 
-    def why(*others: JobRecord, pause: Pause = NO_PAUSE, **more: object) -> str:
+    def why(*others: JobRecord, pause: Pause = NO_PAUSE, found: tuple[Hindrance, ...] = (), **more: object) -> str:
         one = mine.model_copy(update=more)
-        return why_it_waits(one, [one, *others], pause, NOW) or ""
+        return why_it_waits(one, [one, *others], pause, NOW, found) or ""
 
     assert why(running, job(3, age=5)) == f"{running.id} is running and one job goes before it"
     assert why(job(3, age=5), job(4, age=6)) == "2 jobs go before it"
+    battery = Hindrance(Kind.BATTERY, Whom.ON_AC, "the machine runs on battery")
+    assert why(running, found=(battery,)).startswith(running.id)
+    assert why(running, found=(battery,), power="ac") == "the machine runs on battery"
+    assert why(found=(battery,), power="ac", pause=Pause(paused=True)) == "the queue is paused until `qlora resume`"
+    hindered = job(3, age=5, power="ac")
+    assert why(hindered, found=(battery,)).startswith("nothing")  # which will not go before it
     assert "or later" in why(not_before=NOW + timedelta(hours=1))
     assert "tried again" in why(rests_until=NOW + timedelta(hours=1))
     assert why(pause=Pause(paused=True)) == "the queue is paused until `qlora resume`"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import ipaddress
 from collections.abc import Mapping
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from qlora_engine.job.errors import BadSetting
+from qlora_engine.job.hours import Hours
 from qlora_engine.settings import EngineSettings
 
 PREFIX = "QLORAD_"
@@ -43,6 +44,30 @@ class Settings(EngineSettings):
         le=86_400,
         description="least time without progress in training that counts as a stall; other phases get more",
     )
+    power: Literal["any", "ac"] = Field(
+        default="any", description="what a job that does not say does on battery: train, or wait for the plug"
+    )
+    low_battery: int = Field(
+        default=20, ge=0, le=80, description="percent of charge from which on all jobs wait for the plug; 0 for never"
+    )
+    heat: Literal["heavy", "critical", "off"] = Field(
+        default="critical", description="how hot the machine must be for jobs to wait"
+    )
+    pressure: Literal["warning", "critical", "off"] = Field(
+        default="critical", description="how short of memory the machine must be for jobs to wait"
+    )
+    calm_seconds: float = Field(
+        default=60.0, ge=0, le=86_400, description="how long heat and memory must have been well before jobs go on"
+    )
+    look_seconds: float = Field(
+        default=15.0,
+        ge=0.1,
+        le=600,
+        description="time between two looks at power, heat and memory while jobs wait or run",
+    )
+    training_hours: str = Field(
+        default="", description="when jobs may train, local time: 22:00-07:00, Sat-Sun 00:00-24:00; always when empty"
+    )
     log_bytes: int = Field(default=10_000_000, ge=10_000, description="size at which the service log is rotated")
     log_files: int = Field(default=5, ge=1, le=1000, description="rotated service logs that are kept")
 
@@ -50,6 +75,12 @@ class Settings(EngineSettings):
     @classmethod
     def _empty_means_unset(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value and value.get_secret_value().strip() else None
+
+    @field_validator("training_hours")
+    @classmethod
+    def _are_hours(cls, value: str) -> str:
+        Hours.of(value)
+        return value
 
     @classmethod
     def read(cls) -> Self:

@@ -106,7 +106,7 @@ def _train(run: RunFolder, log: EventLog, attempt: int, stop: StopRequest, setti
         cache = TokenCache.of(settings.folders, settings.token_cache_gb)
         outcome = train(
             job, run, attempt=attempt, log=log, metrics=metrics, stop=stop, pulse=pulse, cache=cache,
-            known=Measured(settings.folders.measured),
+            known=Measured(settings.folders.measured), memory_share=settings.memory_share,
         )  # fmt: skip
     except Exception as error:  # noqa: BLE001  # the last chance to say what happened
         failure = explained(error, run.output)

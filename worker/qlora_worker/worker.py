@@ -22,9 +22,11 @@ from rq.serializers import JSONSerializer
 
 from qlora_engine import launch
 from qlora_engine.job.errors import Exit
+from qlora_engine.job.events import EventLog, reopening_sink
 from qlora_engine.job.exits import ExitRecord
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.unforeseen import explained
+from qlora_engine.wakefulness import Wakefulness
 from qlora_worker.attempt_job import AttemptJob
 from qlora_worker.connection import connect, keys_of
 from qlora_worker.queue import TROUBLE, forget
@@ -100,18 +102,22 @@ class TrainingWorker(SpawnWorker):
                     training.ask_to_stop()
                 self.log.info("attempt %d of %s runs as process %d", attempt, job_id, training.pid)
                 watchdog = Watchdog(run, attempt, self._settings.stall_seconds)
-                self._watch(training, watchdog)
+                log = EventLog([reopening_sink(run.events)], job=job_id, attempt=attempt)
+                with Wakefulness(training.pid, log, wanted=self._settings.keep_awake) as awake:
+                    self._watch(training, watchdog, awake)
             finally:
                 self._training = None
             exit_record = training.record_exit(watchdog.stalled)
         self.log.info("attempt %d of %s: %s", attempt, job_id, exit_record.signal or exit_record.code)
 
-    def _watch(self, training: TrainingProcess, watchdog: Watchdog) -> None:
+    def _watch(self, training: TrainingProcess, watchdog: Watchdog, awake: Wakefulness) -> None:
         heartbeat_due = time.monotonic() + HEARTBEAT_SECONDS
         while not training.has_ended():
             self._wakeup.wait(min(LOOK_SECONDS, watchdog.every))
             training.sample_memory()
             watchdog.look(training)
+            if not training.has_ended():
+                awake.look()
             if time.monotonic() >= heartbeat_due:
                 self.heartbeat()
                 heartbeat_due = time.monotonic() + HEARTBEAT_SECONDS
