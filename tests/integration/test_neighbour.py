@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from qlora_client.listing import overview
+from qlora_daemon.runner import training_processes
 from qlora_engine.host import heat, pressure
 from qlora_engine.job.events import parse_line
 from qlora_engine.job.hindrance import Kind
@@ -56,18 +58,17 @@ class Machine:
         assert words in job.reason
         assert job.checkpoint_step > 0
         wait_until("it is shown", lambda: any(words in line.reason for line in overview(self.daemon.home).jobs), 5)
-        assert not [process for process in self.daemon.processes() if "qlora_worker.task" in process.cmdline()]
+        assert not training_processes(self.daemon.home)  # the memory is free, too
 
     def sleeps(self, seconds: float) -> None:
         """Stop every process, as a Mac whose lid is closed does, and let them go on later."""
         processes = self.daemon.processes()
         for process in processes:
-            process.send_signal(signal.SIGSTOP)
-        for process in processes:
-            wait_until("it stands still", lambda process=process: process.status() == psutil.STATUS_STOPPED)
+            with_no_such(process, signal.SIGSTOP)
+        wait_until("all stand still", lambda: not any(map(runs, processes)))
         self.clock("slept", seconds)
         for process in processes:
-            process.send_signal(signal.SIGCONT)
+            with_no_such(process, signal.SIGCONT)
 
     def clock(self, name: str, seconds: float) -> None:
         """Move one of the daemon's clocks at once."""
@@ -110,7 +111,7 @@ def test_a_job_that_gives_way_ends_with_the_adapters_of_one_that_never_had_to(ma
     with undisturbed(tmp_path, keys, daemon) as calm:
         machine.trains()
         machine.sleeps(HOURS / 3)
-        assert daemon.wait_for("machine.slept")["seconds"] == pytest.approx(HOURS / 3, abs=1)
+        assert daemon.wait_for("machine.slept")["seconds"] == pytest.approx(HOURS / 3, abs=15)
 
         machine.trains()
         machine.pmset.change(source="Battery Power", percent=64)
@@ -123,7 +124,7 @@ def test_a_job_that_gives_way_ends_with_the_adapters_of_one_that_never_had_to(ma
         machine.trains()
         machine.clock("clock", HOURS)
         machine.waits(Kind.HOURS, "outside the training hours")
-        assert daemon.wait_for("machine.clock_set")["seconds"] == pytest.approx(HOURS, abs=5)
+        assert daemon.wait_for("machine.clock_set")["seconds"] == pytest.approx(HOURS, abs=15)
         machine.clock("clock", 0)
 
         machine.trains()
@@ -140,6 +141,18 @@ def test_a_job_that_gives_way_ends_with_the_adapters_of_one_that_never_had_to(ma
     assert adapters(run) == adapters(tmp_path / "calm")
     assert foreground.validations(run) == foreground.validations(tmp_path / "calm")
     machine.pmset.check()
+
+
+def with_no_such(process: psutil.Process, number: signal.Signals) -> None:
+    """Send a signal to a process that may be over by now: one of the programs that were asked."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    return False
 
 
 def adapters(run: Path) -> bytes:

@@ -26,8 +26,7 @@ from qlora_daemon.surroundings import BELIEVED, LastKnown, Lookout, Reading
 from qlora_engine.host.heat import Heat
 from qlora_engine.host.power import Power
 from qlora_engine.host.pressure import Pressure
-from qlora_engine.job import lock
-from qlora_engine.job import standing as status
+from qlora_engine.job import lock, standing
 from qlora_engine.job.errors import ProgramFailed
 from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.folder import Home
@@ -253,7 +252,7 @@ def test_whoever_lists_jobs_sees_what_each_waits_for(tmp_path: Path) -> None:
     with lock.acquire(home.daemon_lock, {"pid": os.getpid()}, wait=1.0):
         assert hindrances_in(home) == (battery,)
         assert reasons() == {"a": "the machine runs on battery", "b": "accepted", "c": "accepted"}
-        shown = status.lines(status.standing(home))
+        shown = standing.lines(standing.standing(home))
         assert "waits    the machine runs on battery: jobs with power: ac" in shown
         assert ServiceStatus.load(home.status) is not None
         said_by_a_daemon(home, battery, pid=1)  # by the one before it
