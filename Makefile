@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # On Linux MLX needs a backend: cpu (default) or cuda13. On a Mac the plain wheel holds Metal.
 BACKEND ?= cpu
 
-.PHONY: setup demo test test-fast test-external fuzz faults check format docs clean
+.PHONY: setup demo test test-fast test-external fuzz faults check format docs wheel wheel-test formula clean
 
 setup: $(STAMP)
 
@@ -60,6 +60,23 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -c 'from qlora_engine.job.vocabulary import as_markdown; print(as_markdown(), end="")' > docs/events.md
+
+# The wheel and the source distribution, into dist/.
+wheel: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m hatchling build --target wheel --target sdist
+
+# Installs the wheel as users do, far from the source, and runs `qlora demo` there: some minutes, and a network, for each.
+BY ?= pip uv pipx
+
+wheel-test: wheel
+	for by in $(BY); do $(BIN)/python packaging/try_install.py dist/*.whl --by $$by || exit 1; done
+
+#   make formula URL=https://…/qlorad-0.1.0.tar.gz > qlorad.rb
+formula: $(STAMP)
+	@test -n "$(URL)" || { echo 'Say where the source distribution will lie: make formula URL=https://…'; exit 64; }
+	@$(MAKE) --silent wheel >&2
+	@$(BIN)/python packaging/formula.py dist/*.tar.gz '$(URL)'
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist build

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from qlora_client.commands import jobs, models, queue, service, submitting, trying
+from qlora_client.commands import jobs, models, queue, service, submitting, trying, upkeep
 from qlora_client.commands.common import plain_home
 from qlora_client.failures import report, report_unexpected
 from qlora_engine.job.errors import Exit, QloradError
@@ -59,6 +59,8 @@ app.command()(queue.prioritise)
 app.command()(queue.pause)
 app.command()(queue.resume)
 app.command()(service.status)
+app.command()(service.doctor)
+app.command()(upkeep.clean)
 app.command()(trying.bench)
 app.command()(trying.demo)
 app.add_typer(models_app, name="models")

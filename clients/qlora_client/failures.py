@@ -27,7 +27,7 @@ def report_unexpected(error: Exception, logs: Path, stream: TextIO | None = None
     """Print one line for an error that nobody foresaw, and write its details to a file. Returns the exit code."""
     from qlora_engine.job.text import plain  # noqa: PLC0415
 
-    details = _write_details(error, logs)
+    details = write_details(error, logs)
     system = isinstance(error, OSError) and error.strerror is not None
     what = plain(error if system else f"a bug, {type(error).__name__}: {error}", 300)
     where = f" Details: {details}" if details else ""
@@ -37,7 +37,7 @@ def report_unexpected(error: Exception, logs: Path, stream: TextIO | None = None
     return int(Exit.OSERR if system else Exit.SOFTWARE)
 
 
-def _write_details(error: Exception, logs: Path) -> Path | None:
+def write_details(error: Exception, logs: Path) -> Path | None:
     """Append the traceback to a file in the logs folder, or in a new temporary one where that cannot be written."""
     text = "".join(traceback.format_exception(error))
     entry = f"{datetime.now(UTC).isoformat()} {' '.join(sys.argv[:1])}\n{text}\n"

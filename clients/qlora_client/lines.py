@@ -20,6 +20,7 @@ _STATE_STYLES = {
     "cancelled": "yellow",
     "held": "yellow",
     "stopping": "yellow",
+    "newer": "yellow",
 }
 
 

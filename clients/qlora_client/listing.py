@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qlora_engine.job.folder import JOB_ID
+from qlora_engine.job.formats import RECORD, NewerFormat
 from qlora_engine.job.hindrance import Hindrance, hindering, hindrances_in
 from qlora_engine.job.states import State
 from qlora_engine.job.when import too_early
@@ -110,4 +111,15 @@ def overview(home: Home, limit: int | None = None) -> Overview:
 
 def _summary(run: RunFolder, hindrances: Callable[[], tuple[Hindrance, ...]]) -> Summary:
     with open(run.state, "rb") as file:  # noqa: PTH123  # of 10,000 files
-        return Summary.of(json.loads(file.read()), hindrances)
+        record = json.loads(file.read())
+    try:
+        return Summary.of(RECORD.upgraded(record), hindrances)
+    except NewerFormat:
+        return _newer(run.id, record)
+
+
+def _newer(job_id: str, record: dict[str, Any]) -> Summary:
+    """A job of which only its id can be relied on: a newer qlorad has made it."""
+    made = datetime.strptime(job_id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+    why = f"made by a newer qlorad (format {record['format']}; this one reads {RECORD.current})"
+    return Summary(job_id, "newer", why, 0, 0, 0, made, urgent=False, record=record)

@@ -26,6 +26,7 @@ class Progress:
         memory_gb, peak_gb: 10^9 bytes.
         pace: seconds a micro-batch takes.
         adapters: the result's folder, once it is there.
+        resumed: the step that the newest attempt went on from, whether exactly, and what had changed.
         trouble: what the last failure of training was, and where and how to mend it.
     """
 
@@ -44,6 +45,7 @@ class Progress:
     validation: tuple[int, float] | None = None
     checkpoint_step: int = 0
     adapters: str | None = None
+    resumed: tuple[int, bool, str] | None = None
     trouble: tuple[str, str, str] | None = None
 
     @property
@@ -77,7 +79,10 @@ def after(progress: Progress, event: Event) -> Progress:  # noqa: PLR0911  # one
         case "data.loaded":
             return replace(progress, steps=_whole(event.get("steps")) or 0)
         case "training.resumed":
-            return replace(progress, step=_whole(event.get("step")) or 0)
+            step, changed = _whole(event.get("step")) or 0, event.get("changed") or ()
+            # Of before it was said: a checkpoint that an older version went on from.
+            resumed = (step, bool(event["exact"]), ", ".join(map(str, changed))) if "exact" in event else None
+            return replace(progress, step=step, resumed=resumed)
         case "training.step":
             return _after_step(progress, event)
         case "training.report":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from qlora_client.listing import job_ids
 from qlora_engine.job.errors import NoSuchJob, QloradError
 from qlora_engine.job.folder import Home, RunFolder
+from qlora_engine.job.formats import NewerFormat
 from qlora_engine.job.record import JobRecord
 
 _SHOWN_CANDIDATES = 8
@@ -37,7 +38,7 @@ def list_records(home: Home, limit: int | None = None) -> Listing:
             jobs.append(load_record(home.run(job_id)))
         except NoSuchJob:
             continue
-        except RecordUnreadable:
+        except (RecordUnreadable, NewerFormat):
             unreadable.append(job_id)
     return Listing(jobs, len(ids), unreadable)
 
@@ -47,10 +48,13 @@ def load_record(run: RunFolder) -> JobRecord:
 
     Raises:
         NoSuchJob: there is no such folder.
+        NewerFormat: a newer qlorad has made it.
         RecordUnreadable: its record cannot be read.
     """
     try:
         return JobRecord.load(run.state)
+    except NewerFormat:
+        raise
     except (OSError, ValueError) as error:
         if not run.path.exists():
             raise NoSuchJob(

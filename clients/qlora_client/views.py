@@ -131,11 +131,18 @@ def _facts(
     if progress.first_validation and progress.validation:
         (_, before), (at, now) = progress.first_validation, progress.validation
         yield "validation", f"{before:.3f} at first, {now:.3f} at step {at}" if at else f"{now:.3f} at first"
+    if progress.resumed:
+        yield "resumed", _resumed(*progress.resumed)
     yield "attempts", f"{job.attempt}" + (f", {job.crashes} crashed in a row" if job.crashes else "")
     yield "times", _times(job)
     if progress.trouble and job.state == "failed":
         yield from zip(("problem", "where", "remedy"), map(plain, progress.trouble), strict=True)
     yield from _files(run)
+
+
+def _resumed(step: int, exact: bool, changed: str) -> str:
+    judged = "nothing that decides rounding has changed" if exact else "rounding may differ from there on"
+    return plain(f"at step {step}, {judged}{f' ({changed})' if changed else ''}")
 
 
 def _losses(reports: Sequence[Event]) -> str:

@@ -76,13 +76,21 @@ class Admission:
         examine: hands a claim to the examiner.
         reply: answers a request.
         log: the service log.
+        rejected: is told that there is one more in `rejected/`.
     """
 
     def __init__(
-        self, home: Home, jobs: JobTable, *, examine: Callable[[Claim], None], reply: Reply, log: EventLog
+        self,
+        home: Home,
+        jobs: JobTable,
+        *,
+        examine: Callable[[Claim], None],
+        reply: Reply,
+        log: EventLog,
+        rejected: Callable[[], None] = lambda: None,
     ) -> None:
         self._home, self._jobs, self._log = home, jobs, log
-        self._examine, self._reply = examine, reply
+        self._examine, self._reply, self._rejected = examine, reply, rejected
         self._open: dict[str, Claim] = {}
         self._asked: dict[str, list[Received]] = {}
         self._verdicts: list[Examined] = []
@@ -302,6 +310,7 @@ class Admission:
             remedy=problem.remedy,
             moved_to=str(target),
         )
+        self._rejected()
 
     def _say_trouble(self, doing: str, error: Exception) -> None:
         self._log.emit("internal.error", doing=doing, error=f"{type(error).__name__}: {error}")

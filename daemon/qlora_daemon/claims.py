@@ -20,6 +20,7 @@ from qlora_daemon.settling import Found, Kind
 from qlora_engine.job import durable
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.folder import Home
+from qlora_engine.job.formats import CLAIM
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.text import plain, plain_lines
 from qlora_worker.messages import Submission
@@ -167,7 +168,7 @@ def _make(claim: Claim, text: str | None = None) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     content = {key: value for key, value in asdict(claim).items() if key not in ("path", "text")}
-    durable.write_json(temporary / "claim.json", content)
+    durable.write_json(temporary / "claim.json", {"format": CLAIM.current, **content})
     if text is not None:
         (temporary / "source").mkdir()
         durable.write_text(temporary / "source" / claim.name, text)
@@ -188,9 +189,10 @@ def read_claim(path: Path) -> Claim:
     """A claim that an earlier daemon made.
 
     Raises:
-        OSError, ValueError: it cannot be read.
+        OSError, ValueError: it cannot be read, or a newer daemon has made it.
     """
-    content = json.loads((path / "claim.json").read_bytes())
+    content = CLAIM.upgraded(json.loads((path / "claim.json").read_bytes()), path)
+    content = {key: value for key, value in content.items() if key != "format"}
     problem = content.pop("problem")
     return Claim(path=path, problem=Problem(**problem) if problem else None, **content)
 

@@ -87,7 +87,7 @@ def to_stop(jobs: Collection[JobRecord], now: datetime, conditions: Conditions) 
 def _why_it_may_not_train(job: JobRecord, conditions: Conditions) -> str | None:
     if conditions.paused:
         return "the queue is paused"
-    hindrance = hindering(job, conditions.hindrances)
+    hindrance = hindering(job, (one for one in conditions.hindrances if one.stops_what_trains))
     return hindrance.what if hindrance else None
 
 

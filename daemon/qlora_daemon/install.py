@@ -41,26 +41,31 @@ class Service:
     say: Say
 
     @classmethod
-    def to_install(cls, home: Home, say: Say, *, headless: bool) -> Service:
+    def to_install(cls, home: Home, say: Say, *, user: str | None) -> Service:
         """One that may not be there yet.
+
+        Args:
+            home: that it is to serve.
+            say: is told what is done.
+            user: for one that needs no login: whose it is.
 
         Raises:
             ServiceMissing: this system has neither launchd nor systemd.
             NotAllowed: it is somebody else's to install.
         """
-        manager = manager_here(home, headless=headless)
+        manager = manager_here(home, user)
         if manager is None:
             raise ServiceMissing(
                 "This system has neither launchd nor systemd.",
                 remedy="Run `qlorad` under the supervisor that it has: it stays in the foreground and ends on SIGTERM.",
             )
-        if headless and os.geteuid() != 0:
+        if user is not None and os.geteuid() != 0:
             raise NotAllowed(
                 "Only root can install a service that runs without a login.",
                 where=str(manager.file.parent),
-                remedy=f"sudo {sys.executable} -m qlora_daemon install --headless --user {_me()}",
+                remedy=f"sudo {sys.executable} -m qlora_daemon install --headless --user {user}",
             )
-        if not headless and "SUDO_USER" in os.environ:
+        if user is None and "SUDO_USER" in os.environ:
             raise NotAllowed(
                 "An agent belongs to the user who logs in, and sudo made you another one.",
                 where=str(manager.file.parent),
@@ -199,7 +204,7 @@ def text_for(manager: str, home: Home, settings: Mapping[str, str], *, user: str
     """
     secret = f"{PREFIX}REDIS_URL"
     shown = {name: value if name != secret else "(as set in the shell)" for name, value in settings.items()}
-    made = MANAGERS[manager](label_of(home), headless=user is not None)
+    made = MANAGERS[manager](label_of(home, user), headless=user is not None)
     return made.content(define(home, shown, user=user)).decode()
 
 
@@ -220,8 +225,13 @@ def user_of(headless: bool, named: str | None) -> str | None:
 
 
 def home_of(user: str | None) -> Path | None:
-    """The usual home of somebody else's service."""
-    return None if user is None or user == _me() else Path(pwd.getpwnam(user).pw_dir) / "qlora"
+    """The usual home of somebody else's service; None for one's own, and for nobody's."""
+    if user is None or user == _me():
+        return None
+    try:
+        return Path(pwd.getpwnam(user).pw_dir) / "qlora"
+    except KeyError:
+        return None
 
 
 def _me() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from qlora_daemon.log import unless_disk_refuses
@@ -11,6 +11,7 @@ from qlora_engine.job.events import Event, EventLog, Sink, reopening_sink
 from qlora_engine.job.folder import JOB_ID, Home, RunFolder
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import ACTIVE, State
+from qlora_engine.job.stored import migrate
 
 
 class JobTable:
@@ -34,7 +35,6 @@ class JobTable:
             try:
                 self.read(name)
             except (OSError, ValueError) as error:
-                self._unreadable.add(name)
                 yield name, error
 
     def folders(self) -> list[str]:
@@ -43,18 +43,37 @@ class JobTable:
         return [name for name in names if JOB_ID.fullmatch(name) and name not in self._unreadable]
 
     def read(self, name: str) -> None:
-        """Read one run folder's record into the table.
+        """Read one run folder's record into the table; a folder of an older format is first brought up to that of now.
 
         Raises:
-            OSError, ValueError: it cannot be read.
+            NewerFormat: a newer qlorad has written it; it stays as it is.
+            OSError, ValueError: it cannot be read, or not be brought up.
         """
-        self.add(JobRecord.load(self._home.run(name).state))
+        run = self._home.run(name)
+        try:
+            record, found = JobRecord.load_with_format(run.state)
+            moved = migrate(run) if found != record.format else None
+        except (OSError, ValueError):
+            self._unreadable.add(name)
+            raise
+        if moved is not None:
+            self.log(record).emit("run.upgraded", **{"from": moved[0], "to": moved[1]})
+        self.add(record)
 
     def drop(self, job_id: str) -> None:
         """Forget a job whose run folder is gone."""
         record = self._records.pop(job_id)
         if record.request is not None:
             self._by_request.pop(record.request, None)
+        if record.content is not None:
+            self._by_content[record.content].remove(job_id)
+            if not self._by_content[record.content]:
+                del self._by_content[record.content]
+
+    @property
+    def unreadable(self) -> frozenset[str]:
+        """The run folders that are left alone: their record could not be read."""
+        return frozenset(self._unreadable)
 
     def add(self, record: JobRecord) -> None:
         """Take a record that is on disk into the table."""
@@ -80,6 +99,11 @@ class JobTable:
 
     def __iter__(self) -> Iterator[JobRecord]:
         return iter(list(self._records.values()))
+
+    @property
+    def by_id(self) -> Mapping[str, JobRecord]:
+        """The whole table."""
+        return self._records
 
     @property
     def unfinished(self) -> int:

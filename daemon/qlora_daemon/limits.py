@@ -1,4 +1,4 @@
-"""When power, heat, memory and the hour keep jobs from training, and when no more: decisions from readings alone."""
+"""When power, heat, memory, disk and the hour keep jobs from training: decisions from readings alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from qlora_engine.host.power import Power
 from qlora_engine.host.pressure import Pressure
 from qlora_engine.job.hindrance import Hindrance, Kind, Whom
 from qlora_engine.job.hours import Hours
+from qlora_engine.job.text import size
 from qlora_worker.settings import Settings
 
 PRESSURES = tuple(Pressure)
 CHARGED = 10  # percent over the limit from which a low battery is low no more
 BELOW_TIMES = 10  # as long as `calm`, where it is only better and not well
 RETURNS_TIMES = 10  # an alarm that comes back within so many times `calm` comes back too soon
+ROOM_AGAIN = 1.1  # of the reserve, from which on the disk has room again
+LAST_SHARE = 0.5  # of the reserve, below which a job that trains stops, too
 MOST_DOUBLINGS = 6  # of the wait for one that does
 
 
@@ -30,6 +33,7 @@ class Limits:
         heat, pressure: from this level on jobs stop; None for never.
         calm: seconds for which heat and pressure must have been well again.
         hours: in which training may run.
+        reserve: bytes of the disk that jobs leave free; 0 for none.
     """
 
     ac_alone: bool = False
@@ -38,6 +42,7 @@ class Limits:
     pressure: Pressure | None = Pressure.CRITICAL
     calm: float = 60.0
     hours: Hours = field(default_factory=Hours)
+    reserve: int = 5_000_000_000
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -49,6 +54,7 @@ class Limits:
             pressure=None if settings.pressure == "off" else Pressure(settings.pressure),
             calm=settings.calm_seconds,
             hours=Hours.of(settings.training_hours),
+            reserve=int(1e9 * settings.disk_reserve_gb),
         )
 
 
@@ -103,6 +109,7 @@ class Surroundings:
     low: bool = False
     heat: Alarm = field(default_factory=Alarm)
     pressure: Alarm = field(default_factory=Alarm)
+    full: bool = False
 
     def next(self, reading: Reading, limits: Limits, now: float) -> Surroundings:
         """What is known after another look; what a system does not tell is well.
@@ -127,6 +134,7 @@ class Surroundings:
                 now=now,
                 calm=limits.calm,
             ),
+            _is_full(reading.free, limits.reserve, was=self.full),
         )
 
     def hindrances(self, limits: Limits, wall: datetime) -> tuple[Hindrance, ...]:
@@ -147,6 +155,8 @@ class Surroundings:
             found.append(Hindrance(Kind.HEAT, Whom.ALL, "the machine is too hot"))
         if self.pressure.on:
             found.append(Hindrance(Kind.PRESSURE, Whom.ALL, "the machine is short of memory"))
+        if self.full and self.reading.free is not None:
+            found.append(_no_room(self.reading.free, limits.reserve))
         return tuple(found)
 
 
@@ -154,6 +164,17 @@ def _is_low(power: Power | None, limit: int, *, was: bool) -> bool:
     if power is None or not power.on_battery or power.percent is None or limit == 0:
         return False
     return power.percent <= limit or (was and power.percent < limit + CHARGED)
+
+
+def _is_full(free: int | None, reserve: int, *, was: bool) -> bool:
+    return free is not None and free < reserve * (ROOM_AGAIN if was else 1)
+
+
+def _no_room(free: int, reserve: int) -> Hindrance:
+    """A job that trains has the reserve for its checkpoints. It stops while there is still room for the last."""
+    whom = Whom.ALL if free < reserve * LAST_SHARE else Whom.WAITING
+    enough = size(reserve * ROOM_AGAIN)
+    return Hindrance(Kind.DISK, whom, f"the disk has {size(free)} free, and jobs wait until {enough} are")
 
 
 def _outside(opens: datetime, wall: datetime) -> str:

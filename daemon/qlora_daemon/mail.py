@@ -59,6 +59,22 @@ class QueueFailed:
 
 
 @dataclass(frozen=True)
+class UpkeepFailed:
+    """Something that keeps the home in order could not be done."""
+
+    doing: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RejectedTrimmed:
+    """So many of the oldest names in `rejected/` were deleted; so many rejections stay."""
+
+    count: int
+    kept: int
+
+
+@dataclass(frozen=True)
 class ChildPrinted:
     """A line from a child process."""
 
@@ -73,5 +89,16 @@ class Looked:
     reading: Reading
 
 
-Message = SignalCame | FileSettled | FolderWatched | Examined | Asked | QueueFailed | ChildPrinted | Looked
+Message = (
+    SignalCame
+    | FileSettled
+    | FolderWatched
+    | Examined
+    | Asked
+    | QueueFailed
+    | ChildPrinted
+    | Looked
+    | UpkeepFailed
+    | RejectedTrimmed
+)
 Post = Callable[[Message], None]

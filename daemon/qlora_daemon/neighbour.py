@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
 from qlora_daemon.limits import Limits, Surroundings
 from qlora_daemon.surroundings import Lookout, Reading
@@ -24,11 +25,20 @@ class Neighbour:
         every: seconds between two looks.
         tell: has the owner call `heard` with a reading.
         log: the service log.
+        runs: a folder on the disk whose room counts.
     """
 
-    def __init__(self, limits: Limits, *, every: float, tell: Callable[[Reading], None], log: EventLog) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        every: float,
+        tell: Callable[[Reading], None],
+        log: EventLog,
+        runs: Path | None = None,
+    ) -> None:
         self._limits, self._log = limits, log
-        self._lookout = Lookout(tell, every)
+        self._lookout = Lookout(tell, every, runs)
         self._around = Surroundings()
         self._cares = False
         self._hindrances: tuple[Hindrance, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -10,6 +11,8 @@ from typing import Any
 from qlora_daemon.dispatcher import Stop
 from qlora_daemon.jobs import JobTable
 from qlora_daemon.runner import Runner
+from qlora_engine.job.cleaning import Part
+from qlora_engine.job.disposal import dispose
 from qlora_engine.job.errors import NoSuchJob, WrongState
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import Home
@@ -17,7 +20,7 @@ from qlora_engine.job.pause import KEPT, Pause
 from qlora_engine.job.record import JobRecord, utc_now
 from qlora_engine.job.states import ACTIVE, State
 from qlora_engine.job.turn import standing
-from qlora_worker.messages import Answer, Nothing, OfJob, PauseFor, Priority, Request
+from qlora_worker.messages import Answer, Clean, Nothing, OfJob, PauseFor, Priority, Request
 
 WAITING = (State.QUEUED, State.BLOCKED)
 
@@ -30,6 +33,7 @@ class Orders:
     """
 
     def __init__(self, home: Home, jobs: JobTable, runner: Runner, log: EventLog) -> None:
+        self._home = home
         self._file, self._jobs, self._runner, self._log = home.pause, jobs, runner, log
         self._pause = Pause.load(self._file)
         self._of_job: dict[str, Callable[[JobRecord, Request], None]] = {
@@ -57,6 +61,8 @@ class Orders:
         """
         if request.kind in ("pause", "resume"):
             return self._pause_or_resume(request)
+        if request.kind == "clean":
+            return self._clean(Clean.model_validate(request.payload))
         asked = (Priority if request.kind == "prioritise" else OfJob).model_validate(request.payload)
         record = self._jobs.get(asked.job)
         if record is None:
@@ -120,6 +126,15 @@ class Orders:
 
     def _note(self, record: JobRecord, request: Request, **changes: Any) -> JobRecord:
         return self._jobs.note(record.id, store=True, **_asked(record, request), **changes)
+
+    def _clean(self, wanted: Clean) -> Answer:
+        """Take jobs out of their place, which the client then deletes. Asked twice, it finds them gone."""
+        disposed = dispose(self._home, self._jobs.by_id, self._jobs.unreadable, wanted.jobs, wanted.part)
+        for job_id in disposed.gone:
+            if wanted.part is Part.RUN:
+                self._jobs.drop(job_id)
+            self._log.bind(job=job_id).emit("job.cleaned", part=wanted.part)
+        return Answer.done(None, json.dumps(disposed.kept))
 
     # The queue
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from qlora_daemon import signals
@@ -32,17 +33,21 @@ from qlora_daemon.mail import (
     Looked,
     Message,
     QueueFailed,
+    RejectedTrimmed,
     SignalCame,
+    UpkeepFailed,
 )
 from qlora_daemon.neighbour import Neighbour
 from qlora_daemon.orders import Orders
 from qlora_daemon.queue_health import QueueHealth
 from qlora_daemon.reconciler import Reconciler
 from qlora_daemon.runner import Runner
+from qlora_daemon.upkeep import Upkeep
 from qlora_engine import __version__
 from qlora_engine.job import lock
 from qlora_engine.job.errors import AlreadyRunning
 from qlora_engine.job.events import Event, EventLog, Sink, parse_line
+from qlora_engine.job.formats import NewerFormat
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.service_status import ServiceStatus
 from qlora_engine.job.states import State
@@ -121,8 +126,14 @@ class Service:
         self._orders = Orders(home, self._jobs, self._runner, self._log)
         self._desk = Desk(Requests(quick, keys), self._health, self._log)
         self._examiner = Examiner(home.path, post, module=examiner_module)
+        self._upkeep = Upkeep(home, keep_rejected=settings.keep_rejected, post=post)
         self._admission = Admission(
-            home, self._jobs, examine=self._examiner.hand_over, reply=self._desk.reply, log=self._log
+            home,
+            self._jobs,
+            examine=self._examiner.hand_over,
+            reply=self._desk.reply,
+            log=self._log,
+            rejected=self._upkeep.trim_rejected,
         )
         self._inbox = Inbox(home.jobs, settle_seconds=settings.settle_seconds, post=post)
         self._intake = Intake(Requests(connect(settings, timeout=BLOCK_SECONDS + 3), keys), post)
@@ -135,6 +146,7 @@ class Service:
             every=settings.look_seconds,
             tell=lambda reading: post(Looked(reading)),
             log=self._log,
+            runs=home.runs,
         )
         self._clocks = Clocks.now()
         self._started, self._status = utc_now(), ServiceStatus.none()
@@ -162,7 +174,10 @@ class Service:
             self._log.emit("setting.unknown", name=name, nearest=nearest)
         self._children.start_valkey()
         for folder, error in self._jobs.load():
-            self._internal_error(f"reading runs/{folder}", error)
+            if isinstance(error, NewerFormat):
+                self._log.emit("run.newer", path=str(self._home.run(folder).path), what=error.what)
+            else:
+                self._internal_error(f"reading runs/{folder}", error)
         self._examiner.start()
         self._safely("settling what an earlier daemon left", self._runner.adopt)  # a full disk: reconciled later
         self._admission.resume()
@@ -175,6 +190,7 @@ class Service:
         )
         self._inbox.start()
         self._neighbour.start()
+        self._upkeep.begin()
 
     def _came_up(self) -> None:
         """Redis answers: for the first time, or again."""
@@ -350,6 +366,10 @@ class Service:
                 self._look_due = 0.0
             case QueueFailed(reason):
                 self._health.failed(reason)
+            case UpkeepFailed(doing, reason):
+                self._log.emit("upkeep.failed", doing=doing, reason=reason)
+            case RejectedTrimmed(count, kept):
+                self._log.emit("rejected.trimmed", path=str(self._home.rejected), count=count, kept=kept)
             case Looked(reading):
                 self._neighbour.heard(reading)
                 self._look_due = 0.0
@@ -368,6 +388,8 @@ class Service:
             self._log.emit("child.output", child=child, line=line)
 
     def _relay(self, event: Event) -> None:
+        if event["event"] == "checkpoint.saved" and isinstance(path := event.get("path"), str):
+            self._upkeep.leave_out_of_backups(Path(path).parent)
         for sink in self._sinks:
             sink(event)
 
@@ -390,7 +412,7 @@ class Service:
     def _stop(self) -> None:
         began = time.monotonic()
         self._log.emit("daemon.stopping", signal=signal.Signals(self._stop_signals[0]).name)
-        for feeder in (self._inbox, self._intake, self._examiner, self._neighbour):
+        for feeder in (self._inbox, self._intake, self._examiner, self._neighbour, self._upkeep):
             feeder.stop()
         self._safely("stopping the active job", self._runner.stop_for_shutdown)
         ended = self._children.stop_worker(

@@ -43,7 +43,7 @@ def install(
     if show is not None:
         typer.echo(work.text_for(show.value, home, settings, user=owner), nl=False)
         return
-    service = work.Service.to_install(home, _say, headless=headless)
+    service = work.Service.to_install(home, _say, user=owner)
     service.install(settings, user=owner)
     _show(home)
     _say("Drop a job into " + str(home.jobs) + ", or: qlora submit job.yaml")
@@ -138,7 +138,7 @@ def _home(user: str | None) -> Home:
     from qlora_engine.job.folder import Home
     from qlora_worker.settings import Settings
 
-    theirs = home_of(user)
+    theirs = home_of(user or os.environ.get("SUDO_USER"))  # what sudo steers is the service of who called it
     return Home(theirs) if theirs is not None and "QLORAD_HOME" not in os.environ else Settings.read().folders
 
 

@@ -1,10 +1,12 @@
-"""Power, heat and memory of the machine: what was read, and the thread that reads it while it matters."""
+"""Power, heat, memory and disk of the machine: what was read, and the thread that reads it while it matters."""
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from qlora_engine.host.heat import Heat, heat
@@ -22,16 +24,22 @@ class Reading:
 
     Attributes:
         unanswered: by what was asked for, why there was no answer.
+        free: bytes of the disk that the runs lie on.
     """
 
     power: Power | None = None
     heat: Heat | None = None
     pressure: Pressure | None = None
     unanswered: tuple[tuple[str, str], ...] = ()
+    free: int | None = None
 
 
-def read() -> Reading:
-    """Ask the system. Takes milliseconds, or some seconds where its programs hang."""
+def read(runs: Path | None = None) -> Reading:
+    """Ask the system. Takes milliseconds, or some seconds where its programs hang.
+
+    Args:
+        runs: a folder on the disk whose room counts.
+    """
     problems: list[tuple[str, str]] = []
 
     def asked(name: str, ask: Callable[[], T | None]) -> T | None:
@@ -42,6 +50,8 @@ def read() -> Reading:
             return None
 
     found = Reading(asked("power", power), asked("heat", heat), asked("pressure", memory_pressure))
+    if runs is not None:
+        found = replace(found, free=asked("free", lambda: shutil.disk_usage(runs).free))
     return replace(found, unanswered=tuple(problems))
 
 
@@ -55,7 +65,7 @@ class LastKnown:
         """The reading with what was known until lately."""
         missing = dict(found.unanswered)
         filled: dict[str, Any] = {}
-        for name in ("power", "heat", "pressure"):
+        for name in ("power", "heat", "pressure", "free"):
             if name not in missing:
                 self._known[name] = (getattr(found, name), 0)
                 continue
@@ -74,11 +84,12 @@ class Lookout(threading.Thread):
     Args:
         tell: receives each reading.
         every: seconds between two looks.
+        runs: a folder on the disk whose room counts.
     """
 
-    def __init__(self, tell: Callable[[Reading], None], every: float) -> None:
+    def __init__(self, tell: Callable[[Reading], None], every: float, runs: Path | None = None) -> None:
         super().__init__(name="lookout", daemon=True)
-        self._tell, self._every = tell, every
+        self._tell, self._every, self._runs = tell, every, runs
         self._wake = threading.Condition()
         self._cares = self._at_once = self._stopped = False
 
@@ -99,7 +110,7 @@ class Lookout(threading.Thread):
         """Look, tell, wait."""
         last = LastKnown()
         while self._is_due():
-            self._tell(last.fill(read()))
+            self._tell(last.fill(read(self._runs)))
 
     def _is_due(self) -> bool:
         """Wait for the next look; False in the end."""

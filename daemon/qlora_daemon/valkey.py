@@ -47,6 +47,8 @@ def command(home: Home) -> list[str]:
         "appendonly": "yes",
         "appendfsync": "everysec",  # a lost second costs a dispatch; `always` ends the server on a full disk
         "save": "",
+        "auto-aof-rewrite-percentage": "100",  # the file is written anew when it has doubled
+        "auto-aof-rewrite-min-size": "4mb",  # of which some kilobytes count; the default lets it grow to 64
         "daemonize": "no",
         "maxmemory-policy": "noeviction",
         "set-proc-title": "no",  # a left-over server is found by its command line

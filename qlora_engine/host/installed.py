@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import pwd
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +32,8 @@ class InstalledService:
         last_exit: how the last one ended: an exit code, -N for signal N; None where it has not, or is not known.
         program: what is started.
         up_to_date: the file is what `qlorad install` of this version would write for what it starts.
+        environment: of the daemon; it may hold the password of a Redis.
+        user: whose service it is, for one of the machine, which needs nobody to be logged in; None for the user's own.
     """
 
     manager: Literal["launchd", "systemd"]
@@ -39,22 +44,36 @@ class InstalledService:
     last_exit: int | None
     program: tuple[str, ...]
     up_to_date: bool
+    environment: Mapping[str, str] = field(default_factory=dict)
+    user: str | None = None
 
 
-def manager_here(home: Home, *, headless: bool = False) -> ServiceManager | None:
-    """launchd or systemd, whichever this system has; None where it has neither."""
+def manager_here(home: Home, user: str | None = None) -> ServiceManager | None:
+    """launchd or systemd, whichever this system has; None where it has neither.
+
+    Args:
+        home: of the service.
+        user: for one that needs no login: whose it is.
+    """
     for name, program in _PROGRAMS.items():
         if shutil.which(program):
-            return MANAGERS[name](label_of(home), headless=headless)
+            return MANAGERS[name](label_of(home, user), headless=user is not None)
     return None
 
 
 def manager_of(home: Home) -> ServiceManager | None:
     """The manager that has a service of this home: of the user, or else of the machine; None where it has none."""
-    for headless in (False, True):
-        manager = manager_here(home, headless=headless)
+    for user in (None, _owner(home)):
+        manager = manager_here(home, user)
         if manager is not None and manager.file.exists():
             return manager
+    return None
+
+
+def _owner(home: Home) -> str | None:
+    """Whose home it is: a service that needs no login is called by that."""
+    with contextlib.suppress(OSError, KeyError):
+        return pwd.getpwuid(home.path.stat().st_uid).pw_name
     return None
 
 
@@ -84,4 +103,6 @@ def installed_service(home: Home) -> InstalledService | None:
         last_exit=state.last_exit,
         program=definition.program if definition else (),
         up_to_date=definition is not None and manager.content(definition) == content,
+        environment=definition.environment if definition else {},
+        user=definition.user if definition else None,
     )

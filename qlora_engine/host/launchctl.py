@@ -16,6 +16,7 @@ from qlora_engine.host.program import Finished, run
 from qlora_engine.host.service import STOP_SECONDS, ServiceDefinition, ServiceState
 from qlora_engine.job.errors import ProgramFailed
 
+MACHINE = Path("/Library/LaunchDaemons")
 SECONDS = 30.0  # for one call, which answers at once or not at all
 END_SECONDS = STOP_SECONDS + 15.0  # until launchd has killed what did not stop
 BUSY_SECONDS = 20.0  # that launchd may refuse a file since the service before it is not quite gone
@@ -45,7 +46,7 @@ class Launchd:
 
     def __init__(self, label: str, *, headless: bool = False, folder: Path | None = None) -> None:
         self._label, self._headless = label, headless
-        usual = Path("/Library/LaunchDaemons") if headless else Path("~/Library/LaunchAgents").expanduser()
+        usual = MACHINE if headless else Path("~/Library/LaunchAgents").expanduser()
         self._folder = folder or usual
 
     @property

@@ -97,11 +97,17 @@ class ServiceManager(Protocol):
         """Stop it in order and start it again."""
 
 
-def label_of(home: Home) -> str:
-    """The service's name: a second home has one of its own."""
-    if home.path == Path("~/qlora").expanduser():
-        return LABEL
-    return f"{LABEL}.{hashlib.sha256(str(home.path).encode()).hexdigest()[:8]}"
+def label_of(home: Home, user: str | None = None) -> str:
+    """The service's name: a second home has one of its own, and so has each user of a machine.
+
+    Args:
+        home: that it serves.
+        user: for a service that needs no login: whose it is.
+    """
+    label = LABEL if user is None else f"{LABEL}.{user}"
+    if home.path == Path(f"~{user or ''}/qlora").expanduser():
+        return label
+    return f"{label}.{hashlib.sha256(str(home.path).encode()).hexdigest()[:8]}"
 
 
 def define(home: Home, settings: Mapping[str, str], *, user: str | None = None) -> ServiceDefinition:
@@ -118,4 +124,4 @@ def define(home: Home, settings: Mapping[str, str], *, user: str | None = None) 
     if user is not None:
         environment["HOME"] = str(Path(f"~{user}").expanduser())
     program = (str(python), "-P", "-m", "qlora_daemon")
-    return ServiceDefinition(label_of(home), home.path, program, dict(sorted(environment.items())), user)
+    return ServiceDefinition(label_of(home, user), home.path, program, dict(sorted(environment.items())), user)

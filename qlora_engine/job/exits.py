@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from datetime import datetime
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qlora_engine.job import durable
-
-FORMAT = 1
+from qlora_engine.job import durable, stored
+from qlora_engine.job.formats import EXIT
 
 
 class Stall(BaseModel):
@@ -32,7 +30,7 @@ class ExitRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = FORMAT
+    format: int = Field(default=EXIT.current, ge=EXIT.current, le=EXIT.current)
     attempt: int
     code: int | None
     signal: str | None
@@ -72,10 +70,10 @@ class ExitRecord(BaseModel):
         """Read it, or None while there is none.
 
         Raises:
-            ValueError: it is not of this format.
+            ValueError: it is damaged, or of a newer format.
         """
         try:
-            return cls.model_validate(json.loads(path.read_bytes()))
+            return stored.parse(cls, path.read_bytes(), EXIT, path)[0]
         except FileNotFoundError:
             return None
 

@@ -1,4 +1,4 @@
-"""What keeps jobs from training although it is their turn: power, heat, memory, the hour; and which jobs it keeps."""
+"""What keeps jobs from training although it is their turn: power, heat, memory, disk, the hour; and which jobs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ class Kind(StrEnum):
     HEAT = "heat"
     PRESSURE = "pressure"
     HOURS = "hours"
+    DISK = "disk"
 
 
 class Whom(StrEnum):
     """Which jobs it keeps from training."""
 
     ALL = "all"
+    WAITING = "waiting"  # those that do not train yet; one that does goes on
     NOT_URGENT = "not_urgent"
     ON_AC = "on_ac"  # those that say `power: ac`
     NOT_ANY = "not_any"  # those, and those that say nothing
@@ -61,9 +63,9 @@ class Hindrance:
     what: str
 
     def concerns(self, job: Wishes) -> bool:
-        """Whether it keeps this job from training."""
+        """Whether it keeps this job from starting; see `stops_what_trains` for one that has."""
         match self.whom:
-            case Whom.ALL:
+            case Whom.ALL | Whom.WAITING:
                 return True
             case Whom.NOT_URGENT:
                 return not job.urgent
@@ -71,6 +73,11 @@ class Hindrance:
                 return job.power == "ac"
             case Whom.NOT_ANY:
                 return job.power != "any"
+
+    @property
+    def stops_what_trains(self) -> bool:
+        """Whether a job that it concerns must stop, and not only wait if it has not started."""
+        return self.whom is not Whom.WAITING
 
     @classmethod
     def of(cls, value: dict[str, Any]) -> Self:

@@ -6,11 +6,13 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from qlora_engine.job import durable, lock
+from qlora_engine.job.disposal import set_aside
 from qlora_engine.job.errors import ModelNotAdded, ModelNotPermitted
+from qlora_engine.job.folder import Home
 from qlora_engine.job.models import check_name, models_dir
 
 _ADDING = ".adding-"  # a model that is being made
@@ -35,22 +37,29 @@ def adding(home: Path, name: str, *, replace: bool = False) -> Iterator[Path]:
     work = folder / f"{_ADDING}{name}"
     with _explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            held = lock.acquire(folder / _LOCK, {"pid": os.getpid(), "adds": name})
-        except lock.LockHeld as error:
-            raise ModelNotAdded(
-                f"Another process is adding a model (process {error.holder.get('pid', 'unknown')}).",
-                where=str(folder),
-                remedy="Wait until it has ended, then try again.",
-            ) from None
-        with held:
-            _tidy(folder)
+        with _alone(folder, {"adds": name}):
             _check_free(place, replace)
             work.mkdir()
             try:
                 yield work
             finally:
                 shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, does: Mapping[str, object]) -> Iterator[None]:
+    """Hold the lock of the models, with what a crash left of them put right."""
+    try:
+        held = lock.acquire(folder / _LOCK, {"pid": os.getpid(), **does})
+    except lock.LockHeld as error:
+        raise ModelNotAdded(
+            f"Another process is adding a model (process {error.holder.get('pid', 'unknown')}).",
+            where=str(folder),
+            remedy="Wait until it has ended, then try again.",
+        ) from None
+    with held:
+        _tidy(folder)
+        yield
 
 
 def publish(model: Path, home: Path, name: str, *, replace: bool = False) -> Path:
@@ -83,6 +92,20 @@ def publish(model: Path, home: Path, name: str, *, replace: bool = False) -> Pat
         raise
     shutil.rmtree(old, ignore_errors=True)
     return place
+
+
+def take_out(home: Home, names: Iterable[str]) -> None:
+    """Give models a name that nothing looks for, under which they can be deleted; those that are not there are skipped.
+
+    Raises:
+        ModelNotAdded: another process adds a model just now.
+        ModelNotPermitted: the folder may not be written.
+    """
+    folder = home.models
+    with _explained(folder), _alone(folder, {"removes": True}):
+        for name in names:
+            set_aside(folder / check_name(name))
+        durable.sync_folder(folder)
 
 
 def check_space(folder: Path, need: int) -> None:

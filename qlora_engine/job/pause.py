@@ -12,6 +12,7 @@ from typing import Self
 from qlora_engine.job import durable
 from qlora_engine.job.text import local_time
 
+FORMAT = 1  # a newer one is read as far as it says the same: that training is to wait must not get lost
 KEPT = 8  # keys of requests, to know one that comes again
 
 
@@ -41,7 +42,8 @@ class Pause:
     def store(self, path: Path) -> None:
         """Write it durably. The daemon alone calls this."""
         until = self.until.isoformat() if self.until else None
-        durable.write_json(path, {"paused": self.paused, "until": until, "asked": list(self.asked[-KEPT:])})
+        asked = list(self.asked[-KEPT:])
+        durable.write_json(path, {"format": FORMAT, "paused": self.paused, "until": until, "asked": asked})
 
     def holds(self, now: datetime) -> bool:
         """Whether nothing may start at this time."""

@@ -8,10 +8,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qlora_engine.job import durable
+from qlora_engine.job import durable, stored
+from qlora_engine.job.formats import RECORD
 from qlora_engine.job.states import FINAL, State, check_move
-
-FORMAT = 1
 
 
 def utc_now() -> datetime:
@@ -25,7 +24,7 @@ class JobRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = FORMAT
+    format: int = Field(default=RECORD.current, ge=RECORD.current, le=RECORD.current)
     id: str
     name: str
     state: State
@@ -104,6 +103,12 @@ class JobRecord(BaseModel):
 
         Raises:
             OSError: there is none.
-            ValueError: it is not a record of this format.
+            NewerFormat: a newer qlorad has written it.
+            ValueError: it is no record.
         """
-        return cls.model_validate_json(path.read_bytes())
+        return cls.load_with_format(path)[0]
+
+    @classmethod
+    def load_with_format(cls, path: Path) -> tuple[Self, int]:
+        """`load`, and the format that the file has, which may be older than the record's. Raises as `load` does."""
+        return stored.parse(cls, path.read_bytes(), RECORD, path)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from qlora_engine.job import durable
+from qlora_engine.job import durable, stored
 from qlora_engine.job.datafiles import DataFile, Split
+from qlora_engine.job.formats import SPEC
 from qlora_engine.job.spec import JobSpec
-
-FORMAT = 1
 
 
 class ResolvedJob(BaseModel):
@@ -20,7 +18,7 @@ class ResolvedJob(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = FORMAT
+    format: int = Field(default=SPEC.current, ge=SPEC.current, le=SPEC.current)
     spec: JobSpec
     model_path: str | None = None  # a folder on this machine; None for a hub name that is not cached yet
     data: dict[Split, DataFile] = {}  # empty for a data set of the hub
@@ -35,6 +33,7 @@ class ResolvedJob(BaseModel):
         """Read it back.
 
         Raises:
-            OSError, ValueError: it is missing or is not of this format.
+            NewerFormat: a newer qlorad has written it.
+            OSError, ValueError: it is missing or damaged.
         """
-        return cls.model_validate(json.loads(path.read_bytes()))
+        return stored.parse(cls, path.read_bytes(), SPEC, path)[0]

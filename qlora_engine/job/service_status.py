@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from qlora_engine.job import durable
 from qlora_engine.job.hindrance import Hindrance
 
-FORMAT = 1
+FORMAT = 1  # for other programs; what is said is written anew at each start, and what is not known is passed over
 
 ChildState = Literal["running", "waiting", "stopped"]
 

@@ -17,6 +17,7 @@ from qlora_engine.job.service_status import ChildStatus, ServiceStatus
 
 _WHOM = {
     Whom.ALL: "",
+    Whom.WAITING: ": all jobs but the one that trains",
     Whom.NOT_URGENT: ": all jobs but urgent ones",
     Whom.ON_AC: ": jobs with power: ac",
     Whom.NOT_ANY: ": all jobs but those with power: any",

@@ -82,6 +82,24 @@ EVENTS: dict[str, EventType] = {
         },
         "warning",
     ),
+    "run.upgraded": EventType(
+        "A run folder that an older qlorad had made was brought up to the format of this one.",
+        {"from": "its format before", "to": "its format now"},
+    ),
+    "run.newer": EventType(
+        "A run folder was made by a newer qlorad. It stays as it is, and its job waits for that version.",
+        {"path": "the run folder", "what": "what shows it"},
+        "warning",
+    ),
+    "upkeep.failed": EventType(
+        "Something that keeps the home in order could not be done; training is not harmed.",
+        {"doing": "what", "reason": "why not"},
+        "warning",
+    ),
+    "rejected.trimmed": EventType(
+        "The oldest of what was rejected was deleted, so that the newest rejections stay readable.",
+        {"path": "jobs/rejected", "count": "files and folders that were deleted", "kept": "rejections that stay"},
+    ),
     "library.log": EventType("A library logged something.", {"logger": "which", "message": "the text"}, "debug"),
     "internal.error": EventType(
         "A bug of ours; the daemon goes on.", {"doing": "what was being done", "error": "type and text"}, "error"
@@ -131,6 +149,9 @@ EVENTS: dict[str, EventType] = {
             "outcome": "done, stopped, stalled, out_of_memory, failed, crashed or lost",
         },
     ),
+    "job.cleaned": EventType(
+        "A job that has ended was cleaned away, or its checkpoints were.", {"part": "run or checkpoints"}
+    ),
     "queue.paused": EventType(
         "Nothing starts until the queue is resumed.", {"until": "when it ends by itself, or None"}
     ),
@@ -157,7 +178,7 @@ EVENTS: dict[str, EventType] = {
     ),
     "machine.unknown": EventType(
         "The system does not answer; what it said last counts for a while, then it is taken to be well.",
-        {"what": "power, heat or pressure", "reason": "what came instead of an answer"},
+        {"what": "power, heat, pressure or free (room on the disk)", "reason": "what came instead of an answer"},
         "warning",
     ),
     "machine.slept": EventType(
@@ -170,8 +191,9 @@ EVENTS: dict[str, EventType] = {
     "hindrance.began": EventType(
         "Something keeps jobs from training; one that runs and is concerned stops at a checkpoint.",
         {
-            "kind": "battery, low_battery, heat, pressure or hours",
-            "whom": "all; not_urgent; on_ac (jobs with `power: ac`); not_any (all but those with `power: any`)",
+            "kind": "battery, low_battery, heat, pressure, disk or hours",
+            "whom": "all; waiting (those that do not train yet); not_urgent; on_ac (jobs with `power: ac`); "
+            "not_any (all but those with `power: any`)",
             "what": "in words",
         },
     ),
@@ -237,7 +259,13 @@ EVENTS: dict[str, EventType] = {
         "warning",
     ),
     "training.resumed": EventType(
-        "Training goes on from a checkpoint.", {"step": "micro-batches already done", "path": "the checkpoint"}
+        "Training goes on from a checkpoint.",
+        {
+            "step": "micro-batches already done",
+            "path": "the checkpoint",
+            "exact": "whether all that decides rounding is as it was when the checkpoint was written",
+            "changed": "what is not as it was, in words",
+        },
     ),
     "products.chosen": EventType(
         "How the model's frozen matrices are multiplied with.",

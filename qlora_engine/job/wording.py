@@ -48,7 +48,7 @@ def _training(event: Event) -> str | None:  # noqa: PLR0911, PLR0912  # one case
         case "checkpoint.saved":
             return f"step {_text(event, 'step')}: checkpoint saved ({_bytes(event)})"
         case "training.resumed":
-            return f"goes on from step {_text(event, 'step')} ({_text(event, 'path')})"
+            return f"goes on from step {_text(event, 'step')} ({_text(event, 'path')}){_exactness(event)}"
         case "training.stopping":
             return f"stops at a checkpoint ({_text(event, 'cause')}); asked again, it ends at once"
         case "training.stopped":
@@ -109,6 +109,15 @@ def _report(event: Event) -> str | None:
         case "report.failed":
             return f"no report to {_text(event, 'to')}: {_text(event, 'what')}"
     return None
+
+
+def _exactness(event: Event) -> str:
+    """Nothing where nothing has changed, as nearly always."""
+    changed = event.get("changed")
+    if not isinstance(changed, list) or not changed:
+        return ""
+    judged = "rounding is the same although" if event.get("exact") else "rounding may differ from here on:"
+    return f"; {judged} {', '.join(map(str, changed))}"
 
 
 def _weights(event: Event) -> str:

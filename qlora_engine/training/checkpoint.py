@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from qlora_engine.job import durable
 from qlora_engine.job.errors import CheckpointDamaged
+from qlora_engine.job.formats import NewerFormat
 from qlora_engine.training import tensor_file
 
 FORMAT = 2
@@ -101,14 +102,18 @@ def check(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointDamaged: a file is missing, short or changed.
+        NewerFormat: a newer qlorad has made it. Passing over it would be training anew what is trained already.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
+        _refuse_newer(path, manifest)
         files = {name: _describe(path / name) for name in (ARRAYS, STATE)}
         for name, found in files.items():
             if found != manifest["files"][name]:
                 raise CheckpointDamaged(f"{name} differs from the manifest.", where=str(path))
         state = json.loads((path / STATE).read_bytes())
+    except NewerFormat:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointDamaged(f"{type(error).__name__}: {error}", where=str(path)) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -116,6 +121,13 @@ def check(path: Path) -> dict[str, Any]:
     if manifest != _manifest(state.get("step"), files):
         raise CheckpointDamaged(f"{MANIFEST} is not what was written.", where=str(path))
     return state
+
+
+def _refuse_newer(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise `NewerFormat` if manifest and state agree that it is; one alone is damage."""
+    number = manifest["format"]
+    if isinstance(number, int) and number > FORMAT and json.loads((path / STATE).read_bytes())["format"] == number:
+        raise NewerFormat.of("checkpoint", f"it has format {number}, and this one reads {FORMAT}", path)
 
 
 def load_arrays(path: Path) -> dict[str, mx.array]:

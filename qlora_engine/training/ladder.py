@@ -11,9 +11,9 @@ from qlora_engine.job.errors import OutOfMemory
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.exits import ExitRecord
 from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.formats import LADDER
 from qlora_engine.job.spec import JobSpec
 
-FORMAT = 1
 SHORTEST = 128  # tokens; shorter sequences teach little
 NOTHING_TO_LAY_OUT = frozenset({"start", "load", "data"})  # phases that every layout needs alike
 
@@ -83,7 +83,7 @@ class Ladder:
         self._taken: list[dict[str, Any]] = []
         self.layout = Layout.of(spec)
         if run.ladder.exists():
-            kept = json.loads(run.ladder.read_bytes())
+            kept = LADDER.upgraded(json.loads(run.ladder.read_bytes()), run.ladder)
             self._taken, self.layout = kept["taken"], _within(Layout(**kept["layout"]), self.layout)
 
     def heed_last_attempt(self) -> None:
@@ -119,7 +119,8 @@ class Ladder:
             {"rung": rung.name, "change": rung.change, "reason": reason, "after": after or self._attempt}
         )
         self.layout = rung.layout
-        durable.write_json(self._run.ladder, {"format": FORMAT, "layout": asdict(self.layout), "taken": self._taken})
+        kept = {"format": LADDER.current, "layout": asdict(self.layout), "taken": self._taken}
+        durable.write_json(self._run.ladder, kept)
         self._log.emit(
             "ladder.rung",
             rung=rung.name,

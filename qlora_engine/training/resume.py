@@ -19,6 +19,7 @@ from qlora_engine.job.spec import JobSpec
 from qlora_engine.training import checkpoint, tensor_file
 from qlora_engine.training.adapters import save_adapters, start_from
 from qlora_engine.training.aside import Aside
+from qlora_engine.training.exactness import compare
 from qlora_engine.training.ladder import Ladder
 from qlora_engine.training.progress import Progress
 from qlora_engine.training.runtime import Runtime
@@ -91,7 +92,7 @@ class Checkpoints:
             found, trainer = newest
             changed = changes(trainer["fingerprint"], self._fingerprint())
             if not changed:
-                self.log.emit("training.resumed", step=found.step, path=str(found.path))
+                self._say_resumed(found, trainer)
                 return self._restore(found, trainer)
             self._start_over(found, changed)
         if self.job.resume_adapter_file:
@@ -110,7 +111,7 @@ class Checkpoints:
             "progress": progress.as_json(),
             "fingerprint": self._fingerprint(),
             "ladder": self.ladder.as_json(),
-            "versions": self.runtime.versions,
+            **self.runtime.environment,
         }
         state = self.step.state()
         beside = why in BESIDE and self.has_room(tensor_file.size_of(state))
@@ -212,6 +213,12 @@ class Checkpoints:
         self.step.restore(checkpoint.load_arrays(found.path))
         self.step.rate_factor = progress.guard.rate_factor
         return progress
+
+    def _say_resumed(self, found: checkpoint.Checkpoint, trainer: Mapping[str, Any]) -> None:
+        since = compare(trainer, self.runtime.environment)
+        self.log.emit(
+            "training.resumed", step=found.step, path=str(found.path), exact=since.exact, changed=list(since.changed)
+        )
 
     def _start_over(self, found: checkpoint.Checkpoint, changed: list[str]) -> None:
         """Give the checkpoints up, if the job says so.

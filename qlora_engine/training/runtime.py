@@ -14,6 +14,7 @@ from qlora_engine import __version__, blas
 from qlora_engine.job import durable
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.formats import RUNTIME
 from qlora_engine.training.device import on_cpu
 
 CHOSEN = ("compiled", "chosen")  # taken as recorded
@@ -38,6 +39,11 @@ class Runtime:
     blas: dict[str, Any] | None
     compiled: bool
     chosen: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What a checkpoint says of the process that wrote it."""
+        return {"versions": self.versions, "backend": self.backend, "device": self.device, "blas": self.blas}
 
     @classmethod
     def found(cls) -> Runtime:
@@ -66,9 +72,9 @@ def settle(run: RunFolder, log: EventLog) -> Runtime:
     """
     now = Runtime.found()
     try:
-        then = json.loads(run.runtime.read_bytes())
+        then = RUNTIME.upgraded(json.loads(run.runtime.read_bytes()), run.runtime)
     except FileNotFoundError:
-        durable.write_json(run.runtime, {"format": 1, **asdict(now)})
+        durable.write_json(run.runtime, {"format": RUNTIME.current, **asdict(now)})
         return now
     for name, value in asdict(now).items():
         if name not in CHOSEN and then.get(name) != value:
@@ -79,5 +85,5 @@ def settle(run: RunFolder, log: EventLog) -> Runtime:
 def record(run: RunFolder, found: Runtime, name: str, value: Any) -> Runtime:
     """Write a choice down, before anything is trained with it, so that a resumed run makes the same."""
     found = replace(found, chosen={**found.chosen, name: value})
-    durable.write_json(run.runtime, {"format": 1, **asdict(found)})
+    durable.write_json(run.runtime, {"format": RUNTIME.current, **asdict(found)})
     return found

@@ -15,13 +15,12 @@ from typing import NoReturn, Self
 from qlora_engine.job import durable, lock
 from qlora_engine.job.errors import SystemRefused
 from qlora_engine.job.folder import Home
+from qlora_engine.job.kept_tokens import LOCK, LOCK_SECONDS
 from qlora_engine.training import token_entry
 from qlora_engine.training.encode import Encoded
 from qlora_engine.training.spool import Spool
 from qlora_engine.training.token_key import TokenKey
 from qlora_engine.training.token_rows import RowWriter, TokenRows, in_memory
-
-LOCK_SECONDS = 10.0  # to wait for others, who take milliseconds
 
 
 class TokensDamaged(SystemRefused):
@@ -139,7 +138,7 @@ class TokenCache:
             OSError: it cannot be had.
         """
         try:
-            held = lock.acquire(self.folder / token_entry.LOCK, {"pid": os.getpid()}, wait=LOCK_SECONDS)
+            held = lock.acquire(self.folder / LOCK, {"pid": os.getpid()}, wait=LOCK_SECONDS)
         except lock.LockHeld as error:
             raise TimeoutError(errno.ETIMEDOUT, f"{error}") from None
         with held:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qlora_engine.job import durable
+from qlora_engine.job.kept_tokens import LOCK
 from qlora_engine.training.spool import Spool
 from qlora_engine.training.token_key import TokenKey
 from qlora_engine.training.token_rows import TOKEN_BYTES, RowIndex, RowWriter, TokenRows
 
 FORMAT = 1  # of the files; what is in them is part of the key
-MANIFEST, INDEX, ROWS, LOCK = "manifest.json", "index.bin", "rows.bin", "lock"
+MANIFEST, INDEX, ROWS = "manifest.json", "index.bin", "rows.bin"
 READ = 1 << 22  # bytes of one read
 
 

@@ -23,6 +23,7 @@ from qlora_engine.training.starter import Prepared, Starter
 from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.stop import StopRequest
 from qlora_engine.training.targets import Targets
+from qlora_engine.training.thinning import is_written
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,19 @@ class Trainer:
             done = [self._compute(prepared, index, progress, after) for index in range(len(prepared.parts))]
             memory.trim(self.spec, self.limits, progress.step + batch.steps)
         self.starter.took(lap.seconds)
-        loss, count = sum(d.loss for d in done), sum(d.count for d in done)
+        count = sum(d.count for d in done)
         kept = [d for d in done if d.good]
         good = len(kept) == len(done)
         end = batch.step + batch.steps
         guard = progress.guard.accepted(end) if good else progress.guard.refused([batch.step])
         clock.count(count, batch.steps, sum(d.positions for d in done), sum(d.filled for d in done))
         progress = progress.after_batch(batch.steps, sum(d.loss for d in kept), sum(d.count for d in kept), guard)
+        if is_written(progress.step - batch.steps, progress.step):
+            self._say_step(prepared, done, progress, lap.seconds)
+        return progress
+
+    def _say_step(self, prepared: Prepared, done: Sequence[MicroBatch], progress: Progress, seconds: float) -> None:
+        loss, count = sum(d.loss for d in done), sum(d.count for d in done)
         self.metrics.emit(
             "training.step",
             step=progress.step,
@@ -116,14 +123,13 @@ class Trainer:
             epoch=progress.epoch,
             loss=loss / count if count else None,
             tokens=count,
-            tokens_per_second=round(count / lap.seconds, 1),
+            tokens_per_second=round(count / seconds, 1),
             gradient_norm=max(d.gradient_norm for d in done),
-            seconds=round(lap.seconds, 4),
+            seconds=round(seconds, 4),
             rows=sum(len(rows) for rows, _ in prepared.parts),
-            documents=len(batch.documents),
+            documents=len(prepared.batch.documents),
             **memory.usage(),
         )
-        return progress
 
     def _compute(
         self, prepared: Prepared, index: int, progress: Progress, following: Sequence[Prepared] | None

@@ -35,7 +35,7 @@ def test_a_real_training_process_that_stands_still_goes_on_the_same(home: Path) 
     """A stall costs time, and nothing else: every loss and the adapters are those of a run without it."""
     model, data = tiny.make_model(home / "model"), tiny.make_data(home / "data", train=23, valid=5)
     job = tiny.write_job(home / "job.yaml", tiny.job(model, data, iters=60, save_every=20, optimizer="adamw"))
-    with daemon_in(home, module=REAL, environment={"QLORAD_STALL_SECONDS": "5"}) as daemon:
+    with daemon_in(home, module=REAL, environment={"QLORAD_STALL_SECONDS": "8"}) as daemon:
         daemon.start()
         daemon.drop("held.yaml", job.read_text())
         held = daemon.home.run(daemon.wait_for_state("held", State.RUNNING).id)

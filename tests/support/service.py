@@ -60,6 +60,7 @@ class Daemon:
             "QLORAD_HOME": str(home),
             "QLORAD_GPU_LOCK": str(home / "gpu.lock"),
             "QLORAD_REPORT": "0",
+            "QLORAD_DISK_RESERVE_GB": "0",  # how full the disk of a test machine is must not matter
             "QLORAD_SETTLE_SECONDS": "0.3",
             "QLORAD_CPU_BLAS": "off",
             "HF_HUB_OFFLINE": "1",

@@ -88,7 +88,7 @@ def train(run, spec, log, metrics, stops, *, attempt) -> int:
         log.emit("checkpoint.saved", step=step, path=str(newest), why="count", bytes=1, seconds=0.0)
 
     if first:
-        log.emit("training.resumed", step=first, path=str(newest))
+        log.emit("training.resumed", step=first, path=str(newest), exact=True, changed=[])
     ignored = {3: 1, 4: 10**6}.get(spec.seed, 0)
     for step in range(first + 1, spec.iters + 1):
         if stops.acquire(timeout=STEP_SECONDS):

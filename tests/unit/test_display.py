@@ -21,7 +21,7 @@ EVENTS_OF_A_RUN: list[dict[str, Any]] = [
     {"event": "data.loaded", "format": "completion", "train": 300, "valid": 40, "test": 0, "tokens": 23_456,
      "supervised": 9_876, "truncated": 3, "lost_share": 0.0123, "nothing_to_learn": 1, "steps": 100, "updates": 50,
      "tokens_from": "cache", "seconds": 0.1},
-    {"event": "training.resumed", "step": 20, "path": "/runs/x/checkpoints/step-000020"},
+    {"event": "training.resumed", "step": 20, "path": "/runs/x/checkpoints/step-000020", "exact": True, "changed": []},
     {"event": "validation", "step": 20, "split": "valid", "loss": 3.14159, "perplexity": 23.14, "tokens": 1234,
      "rows": 40, "seconds": 1.0},
     {"event": "training.step", "step": 21, "steps": 100, "update": 10, "epoch": 0, "loss": 2.5, "tokens": 400,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import sys
 import xml.etree.ElementTree as ET
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from qlora_engine.host import launchctl, launchd_plist
+from qlora_engine.host.installed import manager_of
 from qlora_engine.host.launchctl import Launchd, parse_state
 from qlora_engine.host.service import ServiceDefinition, ServiceState, define, label_of
 from qlora_engine.job.errors import ProgramFailed
@@ -230,3 +232,24 @@ def test_what_launchctl_prints_is_read_with_care(text: str, expected: tuple[bool
     """Its format is no promise of Apple's; what is not there is not known."""
     state = parse_state(text, "gui/1/x")
     assert (state.running, state.pid, state.last_exit) == expected
+
+
+def test_a_service_of_the_machine_is_found_by_whose_home_it_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: Recorded
+) -> None:
+    """Root installs it, and the user asks for it: both must mean the same file."""
+    assert recorded.calls == []
+    owner = pwd.getpwuid(UID)
+    usual = Home(Path(owner.pw_dir) / "qlora")
+    assert label_of(usual, owner.pw_name) == f"io.qlorad.daemon.{owner.pw_name}"
+    machine = tmp_path / "LaunchDaemons"
+    machine.mkdir()
+    monkeypatch.setattr(launchctl, "MACHINE", machine)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home = Home(tmp_path / "elsewhere")
+    home.path.mkdir()
+    assert manager_of(home) is None
+    (machine / f"{label_of(home, owner.pw_name)}.plist").touch()
+    found = manager_of(home)
+    assert found is not None
+    assert found.file.parent == machine

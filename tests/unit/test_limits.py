@@ -47,8 +47,8 @@ def test_a_machine_that_tells_nothing_keeps_no_job() -> None:
 
 def test_what_is_wrong_counts_at_once_and_each_for_itself() -> None:
     """The look that finds it is the one that stops the job."""
-    worst = Reading(Power(True, 5), Heat.CRITICAL, Pressure.CRITICAL)
-    nights = Limits(hours=Hours.of("22:00-07:00"))
+    worst = Reading(Power(True, 5), Heat.CRITICAL, Pressure.CRITICAL, free=0)
+    nights = Limits(hours=Hours.of("22:00-07:00"), reserve=10**9)
     found = course((0.0, worst), limits=nights).hindrances(nights, NOON)
     assert {hindrance.kind for hindrance in found} == set(Kind)
     assert found[0].what == "it is outside the training hours, which begin at 22:00"
@@ -159,7 +159,8 @@ def test_the_settings_are_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Limits.of(Settings.read()) == Limits()
     for name, value in {
         "POWER": "ac", "LOW_BATTERY": "35", "HEAT": "off", "PRESSURE": "warning", "CALM_SECONDS": "5",
-        "TRAINING_HOURS": "22:00-07:00",
+        "TRAINING_HOURS": "22:00-07:00", "DISK_RESERVE_GB": "0.5",
     }.items():  # fmt: skip
         monkeypatch.setenv(f"QLORAD_{name}", value)
-    assert Limits.of(Settings.read()) == Limits(True, 35, None, Pressure.WARNING, 5.0, Hours.of("22:00-07:00"))
+    hours = Hours.of("22:00-07:00")
+    assert Limits.of(Settings.read()) == Limits(True, 35, None, Pressure.WARNING, 5.0, hours, 500_000_000)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from qlora_daemon.examining import Ended, ExaminingProcess
 from qlora_engine.job.errors import JobRejected
-from qlora_engine.job.examine import ExamineRequest
+from qlora_engine.job.examine import ExamineRequest, as_line
 from qlora_engine.job.folder import slug
 from qlora_engine.job.text import plain, plain_lines
 from support.malformed import File, job_files
@@ -43,7 +43,7 @@ class Examiner:
         )
         try:
             process = self._started()
-            process.send(request)
+            process.send(as_line(request).encode())
             verdict = process.receive(30.0)
         except (Ended, TimeoutError) as end:
             self.close()

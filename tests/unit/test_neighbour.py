@@ -55,7 +55,7 @@ def names(events: list[Event]) -> list[str]:
 def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Lookout, SimpleQueue[Reading]]]:
     """A lookout that finds a battery at every look."""
     told: SimpleQueue[Reading] = SimpleQueue()
-    monkeypatch.setattr(surroundings, "read", lambda: BATTERY)
+    monkeypatch.setattr(surroundings, "read", lambda _runs: BATTERY)
     lookout = Lookout(told.put, every=0.05)
     lookout.start()
     yield lookout, told
@@ -81,7 +81,7 @@ def test_nobody_looks_while_nobody_cares(looks: tuple[Lookout, SimpleQueue[Readi
 def test_a_look_that_is_wanted_anew_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a night's sleep what was known in the evening says nothing, and a job may be waiting."""
     told: SimpleQueue[Reading] = SimpleQueue()
-    monkeypatch.setattr(surroundings, "read", lambda: PLUGGED)
+    monkeypatch.setattr(surroundings, "read", lambda _runs: PLUGGED)
     lookout = Lookout(told.put, every=600.0)
     lookout.start()
     for _ in range(2):

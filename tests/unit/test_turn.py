@@ -151,7 +151,7 @@ def test_nothing_starts_that_would_be_stopped_and_nothing_is_stopped_that_could_
     for one in jobs:
         runs = one.model_copy(update={"state": State.RUNNING})
         stop = to_stop([runs], NOW, conditions)
-        assert (stop is not None) == (hindering(one, found) is not None)
+        assert (stop is not None) == any(way.concerns(one) and way.stops_what_trains for way in found)
         if stop is not None:
             assert (stop.job, stop.after_stop) == (one.id, State.QUEUED)
             assert stop.reason == "something is wrong; it goes on from its checkpoint"
@@ -173,6 +173,7 @@ def test_an_urgent_job_that_could_not_start_stops_nothing(jobs: list[JobRecord],
     ("whom", "keeps"),
     [
         (Whom.ALL, {"plain", "urgent", "ac", "any"}),
+        (Whom.WAITING, {"plain", "urgent", "ac", "any"}),
         (Whom.NOT_URGENT, {"plain", "ac", "any"}),
         (Whom.ON_AC, {"ac"}),
         (Whom.NOT_ANY, {"plain", "urgent", "ac"}),

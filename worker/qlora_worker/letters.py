@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qlora_engine.job import durable
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.folder import Home, slug
+from qlora_engine.job.formats import REQUEST
 from qlora_engine.job.jobfile import read_text
-from qlora_worker.messages import KEY, MAX_TEXT, Submission
+from qlora_worker.messages import KEY, MAX_TEXT, Submission, is_newer
 
 SUFFIX = ".submission"
 MAX_BYTES = 8 * MAX_TEXT  # a character takes up to six bytes as JSON writes it, and the folder's name comes on top
@@ -25,6 +26,7 @@ class Letter(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    format: int = Field(default=REQUEST.current, ge=1, le=REQUEST.current)
     key: str = Field(pattern=KEY)
     submission: Submission
 
@@ -59,6 +61,12 @@ def read(path: Path) -> Letter:
     try:
         return Letter.model_validate_json(text)
     except ValidationError as error:
+        if is_newer(text):
+            raise JobRejected(
+                f"{path.name} was left by a newer qlora than this daemon.",
+                where=path.name,
+                remedy="Restart the daemon, so that both are of one version (docs/upgrading.md), and submit it again.",
+            ) from None
         problem = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in problem["loc"])
         raise JobRejected(

@@ -106,7 +106,8 @@ class MemoryWatch:
         try:
             with self._output.open("rb") as file:
                 end = file.seek(0, 2)
-                file.seek(max(self._printed_from, end - PRINTED_BYTES))
+                begin = self._printed_from if self._printed_from <= end else 0  # its head was cut off meanwhile
+                file.seek(max(begin, end - PRINTED_BYTES))
                 return file.read().decode(errors="replace")
         except OSError:
             return ""  # removed by somebody: then it tells nothing

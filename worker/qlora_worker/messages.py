@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+import json
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qlora_engine.job.cleaning import Part
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.folder import JOB_ID
+from qlora_engine.job.formats import REQUEST, NewerFormat
 from qlora_engine.job.when import LONGEST
 
-Kind = Literal["submit", "cancel", "hold", "release", "prioritise", "retry", "pause", "resume"]
+Kind = Literal["submit", "cancel", "hold", "release", "prioritise", "retry", "pause", "resume", "clean"]
 MAX_TEXT = 300_000  # characters; a job file has less, and the examiner says so exactly
+MOST_CLEANED = 500  # jobs in one request: renaming them takes the daemon a moment, and more come in the next
 KEY = r"^[0-9a-f]{32}$"
 
 
@@ -22,9 +26,21 @@ class _Message(BaseModel):
 class Request(_Message):
     """One request. Its key makes it idempotent: asked twice, it is done once."""
 
+    format: int = Field(default=REQUEST.current, ge=1, le=REQUEST.current)
     key: str = Field(pattern=KEY)
     kind: Kind
     payload: dict[str, Any]
+
+
+def is_newer(text: str | bytes) -> bool:
+    """Whether a request that cannot be understood says that a newer client has made it."""
+    try:
+        REQUEST.number_of(dict(json.loads(text)))
+    except NewerFormat:
+        return True
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return False
 
 
 class Submission(_Message):
@@ -56,6 +72,13 @@ class PauseFor(_Message):
     """`pause`: for so many seconds, or until it is resumed."""
 
     seconds: float | None = Field(default=None, gt=0, le=LONGEST)
+
+
+class Clean(_Message):
+    """`clean`: a part of jobs that have ended, by their full ids."""
+
+    jobs: list[Annotated[str, Field(pattern=rf"^{JOB_ID.pattern}$")]] = Field(max_length=MOST_CLEANED)
+    part: Part
 
 
 class Nothing(_Message):

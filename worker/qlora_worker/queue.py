@@ -18,7 +18,7 @@ from qlora_engine.job import lock
 from qlora_engine.job.errors import DaemonUnavailable
 from qlora_engine.job.folder import JOB_ID
 from qlora_worker.connection import Keys, connect, keys_of
-from qlora_worker.messages import Answer, Kind, Request
+from qlora_worker.messages import Answer, Kind, Request, is_newer
 from qlora_worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # What RQ would import and call, if our worker were any other.
 NOT_A_FUNCTION = "qlorad.training"
+MOST_REQUESTS = 10_000  # that wait for an answer
 TTL_SECONDS = 3600  # what a crash leaves behind in Redis goes away by itself
 MAX_NAMES = 1000  # in a list that holds one
 GROUP = "daemon"
@@ -183,7 +184,10 @@ class Requests:
         """
         request = Request(key=key or new_key(), kind=kind, payload=dict(payload))
         with _unavailable():
-            self._connection.xadd(self._keys.requests, {"request": request.model_dump_json()})
+            # What is cut off has waited behind thousands of others for longer than its client does.
+            self._connection.xadd(
+                self._keys.requests, {"request": request.model_dump_json()}, maxlen=MOST_REQUESTS, approximate=True
+            )
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
             with _unavailable():  # blocks for less than the connection's own time limit
@@ -192,7 +196,7 @@ class Requests:
                     self._connection.blpop([self._keys.answer(request.key)], timeout=max(0.05, min(left, 2.0))),
                 )
             if found:
-                return Answer.model_validate_json(found[1])
+                return _read_answer(found[1])
         raise DaemonUnavailable(
             f"The daemon did not answer within {timeout:g} seconds.",
             where=f"request {request.key}",
@@ -249,8 +253,13 @@ def _parse(entry: Any) -> Received:
     try:
         request = Request.model_validate_json(text)
     except ValidationError as error:
-        return Received(name.decode(), _key_in(text), None, str(error.errors(include_url=False)[0]["msg"]))
+        why = "it comes from a newer client than this daemon" if is_newer(text) else _first(error)
+        return Received(name.decode(), _key_in(text), None, why)
     return Received(name.decode(), request.key, request)
+
+
+def _first(error: ValidationError) -> str:
+    return str(error.errors(include_url=False)[0]["msg"])
 
 
 def _key_in(text: bytes) -> str:
@@ -259,6 +268,16 @@ def _key_in(text: bytes) -> str:
     except (ValueError, KeyError, TypeError, RecursionError):
         return "unknown"
     return key if isinstance(key, str) and len(key) <= 64 else "unknown"
+
+
+def _read_answer(text: bytes) -> Answer:
+    try:
+        return Answer.model_validate_json(text)
+    except ValidationError:
+        raise DaemonUnavailable(
+            "The daemon's answer cannot be understood: it is of another version than this client.",
+            remedy="It was asked all the same. Restart the daemon: both must be of one version (docs/upgrading.md).",
+        ) from None
 
 
 @contextmanager

@@ -68,6 +68,15 @@ class Settings(EngineSettings):
     training_hours: str = Field(
         default="", description="when jobs may train, local time: 22:00-07:00, Sat-Sun 00:00-24:00; always when empty"
     )
+    disk_reserve_gb: float = Field(
+        default=5.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="room that jobs leave on the disk, 10^9 bytes: below it none starts; 0 for none",
+    )
+    keep_rejected: int = Field(
+        default=200, ge=1, le=100_000, description="rejected files and folders that are kept in jobs/rejected"
+    )
     log_bytes: int = Field(default=10_000_000, ge=10_000, description="size at which the service log is rotated")
     log_files: int = Field(default=5, ge=1, le=1000, description="rotated service logs that are kept")
 

@@ -17,6 +17,7 @@ from qlora_engine.job.exits import ExitRecord, Stall
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.record import utc_now
 from qlora_worker.memory_evidence import MemoryWatch, out_of_memory
+from qlora_worker.output import keep_short
 
 TASK_MODULE = "qlora_worker.task"
 
@@ -84,6 +85,10 @@ class TrainingProcess:
     def sample_memory(self) -> None:
         """Note how much memory is left; the last note before its end counts."""
         self._memory.sample()
+
+    def keep_output_short(self) -> None:
+        """Cut off what it printed first, if that is too much; a library may complain at every step for weeks."""
+        keep_short(self._run.output)
 
     def ask_for_stacks(self) -> None:
         """Have it append its threads' stacks to the run's `stacks.txt`.

@@ -115,6 +115,7 @@ class TrainingWorker(SpawnWorker):
         while not training.has_ended():
             self._wakeup.wait(min(LOOK_SECONDS, watchdog.every))
             training.sample_memory()
+            training.keep_output_short()
             watchdog.look(training)
             if not training.has_ended():
                 awake.look()

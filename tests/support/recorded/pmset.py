@@ -1,8 +1,8 @@
-"""`pmset -g batt` and `pmset -g therm` in the words of macOS (pmset.c of Apple's PowerManagement).
+"""`pmset -g batt`, `pmset -g therm` and `pmset -g custom` in the words of macOS (pmset.c of Apple's PowerManagement).
 
 State: `source`, `AC Power`, `Battery Power` or `UPS Power`; `percent`, None for a Mac without a battery; `status` as
 `discharging`; `warning`, a thermal warning level, and `speed`, CPU_Speed_Limit of an Intel Mac, each None where none
-was recorded since the start; `hangs`, seconds that it takes to answer.
+was recorded since the start; `custom`, settings by source of power and name; `hangs`, seconds that it takes to answer.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ def main(arguments: list[str], state: dict[str, Any]) -> int:
             sys.stdout.write(batteries(**{key: state[key] for key in ("source", "percent") if key in state}))
         case ["-g", "therm"]:
             sys.stdout.write(thermal(state.get("warning"), state.get("speed")))
+        case ["-g", "custom"]:
+            sys.stdout.write(custom(state.get("custom", {})))
         case _:
             raise Unexpected(f"pmset {arguments}")
     return 0
@@ -47,3 +49,12 @@ def thermal(warning: int | None = None, speed: int | None = None) -> str:
         "2026-11-22 14:35:00 +0100 CPU Power notify\n"
         f"\tCPU_Scheduler_Limit \t= 100\n\tCPU_Available_CPUs \t= 8\n\tCPU_Speed_Limit \t= {speed}\n"
     )
+
+
+def custom(settings: dict[str, dict[str, int]]) -> str:
+    lines = []
+    for source, values in settings.items():
+        lines += [f"{source}:", " Sleep On Power Button 1"]
+        lines += [f" {name:<20} {value}" for name, value in values.items()]
+        lines += [f" {'hibernatefile':<20} /var/vm/sleepimage"]
+    return "".join(f"{line}\n" for line in lines)
