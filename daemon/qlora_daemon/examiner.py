@@ -80,9 +80,9 @@ class Examiner(threading.Thread):
             sent = self._send(process, waiting, sent)
             if not waiting:
                 return
-            claim = waiting[0].claim
+            claim, over = waiting[0].claim, True
             try:
-                verdict = process.receive(self._limit)
+                verdict, over = process.receive(self._limit), False
             except Ended as end:
                 if process.answered or self._stopped:
                     return  # the memory that it lacked may have gone to those before it
@@ -95,7 +95,7 @@ class Examiner(threading.Thread):
             waiting.popleft()
             sent -= 1
             self._post(_message(claim, verdict))
-            if not process.is_running:
+            if over:
                 return
 
     def _send(self, process: ExaminingProcess, waiting: deque[Waiting], sent: int) -> int:

@@ -77,11 +77,6 @@ class ExaminingProcess:
                 self._process.wait()
         self._errors.close()
 
-    @property
-    def is_running(self) -> bool:
-        """Whether it can be asked more."""
-        return self._process is not None and self._process.poll() is None
-
     def kill(self) -> None:
         """End it now, from any thread."""
         if self._process is not None and self._process.poll() is None:
