@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import time
+from collections.abc import Iterator
 
 import psutil
 
 from faults.fault import Fault
 from faults.processes import with_no_such
-from faults.world import World, lives
+from faults.world import World
 from qlora_engine.job.states import State
 from support.service import wait_until
 
@@ -73,6 +76,18 @@ class LongSleepingMachine(SleepingMachine):
     quick = False
 
 
+@contextlib.contextmanager
+def _pipe_held_open(training: psutil.Process) -> Iterator[None]:
+    """The training process does not see meanwhile that the worker's end of its pipe is closed. Linux only."""
+    arguments = training.cmdline()
+    reads = arguments[arguments.index("--parent-fd") + 1]
+    writes = os.open(f"/proc/{training.pid}/fd/{reads}", os.O_WRONLY)
+    try:
+        yield
+    finally:
+        os.close(writes)
+
+
 class Orphan(Fault):
     name = "A training process outlives everything else, hung, and wakes beside a new daemon"
     interrupts = True
@@ -87,11 +102,13 @@ class Orphan(Fault):
             if process.pid not in (orphan.pid, worker.pid):
                 with_no_such(process, signal.SIGKILL)
         # Stopped before its worker is gone, it would get a SIGHUP then, as every stopped group that loses its last
-        # relative does, and die of it; long after, it has saved its checkpoint and gone.
-        with_no_such(worker, signal.SIGKILL)
-        while lives(worker):
-            pass
-        orphan.suspend()
+        # relative does, and die of it. So its worker goes first, unnoticed: its pipe is held open meanwhile.
+        with _pipe_held_open(orphan):
+            with_no_such(worker, signal.SIGKILL)
+            # Its main thread may be a zombie while others still end; the group is forsaken with the last of them.
+            while orphan.ppid() == worker.pid:
+                pass
+            orphan.suspend()
         world.restart()
         world.wait_for_process("worker")
         assert world.process("training") == orphan
