@@ -106,14 +106,20 @@ def whole_files(run: Path) -> None:
     for folder in folders:
         if folder.name.startswith("step-") and (folder.with_name(f".damaged-{folder.name}")).exists():
             continue  # a fault has damaged it on purpose
-        files = [path for path in folder.iterdir() if not path.name.startswith(TEMPORARY)]
-        if not files and not folder.exists():
-            continue  # thinned out while we looked
-        for path in files:
-            if path.suffix == ".safetensors":
-                _whole_safetensors(path)
-            elif path.suffix == ".json":
-                json.loads(path.read_bytes())
+        try:
+            _whole(folder)
+        except FileNotFoundError:
+            assert not folder.exists(), f"a file of {folder} vanished"  # else it was thinned out while we looked
+
+
+def _whole(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name.startswith(TEMPORARY):
+            continue
+        if path.suffix == ".safetensors":
+            _whole_safetensors(path)
+        elif path.suffix == ".json":
+            json.loads(path.read_bytes())
 
 
 def _whole_safetensors(path: Path) -> None:
