@@ -60,6 +60,11 @@ class Home:
         return self.path / "cache" / "measured.json"
 
     @cached_property
+    def names(self) -> Path:
+        """Which module of a library defines which name, found out anew when it is deleted."""
+        return self.path / "cache" / "names.json"
+
+    @cached_property
     def logs(self) -> Path:
         """The service log."""
         return self.path / "logs"
