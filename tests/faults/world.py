@@ -21,6 +21,7 @@ from qlora_engine.job.events import parse_line
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
 from support import foreground, tiny
+from support.ended import has_ended
 from support.service import Daemon, short_home, wait_until
 
 ITERS, SAVE_EVERY = 300, 10
@@ -159,19 +160,11 @@ class World:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         self.daemon.process.wait()
-        wait_until("all are gone", lambda: not [p for p in self.daemon.processes() if lives(p)])
+        wait_until("all are gone", lambda: not [p for p in self.daemon.processes() if not has_ended(p)])
 
     def pause(self, longest: float) -> None:
         """Let a random moment pass."""
         time.sleep(self.draw.uniform(0, longest))  # the moment is what is drawn
-
-
-def lives(process: psutil.Process) -> bool:
-    """Whether it is there and not only waits to be collected."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def _lines(path: Path) -> int:

@@ -20,6 +20,7 @@ import pytest
 
 from qlora_engine.job.lock import holder_of
 from support import foreground, tiny
+from support.ended import has_ended
 
 SHORT = ["--seconds", "0.2", "--warm-up", "0"]
 LIMIT = 120
@@ -76,7 +77,7 @@ def _said(process: psutil.Process) -> str:
 def ended(process: psutil.Process) -> bool:
     """Within half a minute; an orphan that nobody reaps has ended, too."""
     end = time.monotonic() + 30
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+    while not has_ended(process):
         if time.monotonic() > end:
             return False
         time.sleep(0.05)
