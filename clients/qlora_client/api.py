@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from qlora_engine.job.events import Event
 from qlora_engine.job.folder import Home, RunFolder
 from qlora_engine.job.hindrance import hindrances_in
 from qlora_engine.job.jobfile import SUFFIXES, read_job_file
+from qlora_engine.job.overrides import applied
 from qlora_engine.job.pause import Pause
 from qlora_engine.job.record import JobRecord, utc_now
 from qlora_engine.job.states import State
@@ -78,11 +80,19 @@ class Client:
         """The home's folders."""
         return self.settings.folders
 
-    def submit(self, path: str | Path, *, again: bool = False, timeout: float = SUBMIT_SECONDS) -> str:
+    def submit(
+        self,
+        path: str | Path,
+        *,
+        overrides: Mapping[str, object] | Sequence[str] = (),
+        again: bool = False,
+        timeout: float = SUBMIT_SECONDS,
+    ) -> str:
         """Hand a job file to the daemon; relative paths in it start from its folder.
 
         Args:
             path: a job file, or a folder that holds job.yaml, job.yml, job.json or job.toml.
+            overrides: values in place of the file's: `{"lora_parameters.rank": 16}`, or as `--set` takes them.
             again: even if a job just like it has not ended yet.
             timeout: seconds to wait for the daemon's answer.
 
@@ -93,10 +103,16 @@ class Client:
             JobRejected: it is not a valid job; says what, where, and the remedy.
             DaemonUnavailable: the daemon does not run or does not answer.
         """
-        return self._ask_to_run(Letter(key=new_key(), submission=_submission(Path(path), again=again)), timeout)
+        submission = _submission(Path(path), as_overrides(overrides), again=again)
+        return self._ask_to_run(Letter(key=new_key(), submission=submission), timeout)
 
     def submit_or_leave(
-        self, path: str | Path, *, again: bool = False, timeout: float = SUBMIT_SECONDS
+        self,
+        path: str | Path,
+        *,
+        overrides: Mapping[str, object] | Sequence[str] = (),
+        again: bool = False,
+        timeout: float = SUBMIT_SECONDS,
     ) -> str | LeftBehind:
         """`submit`, but where the daemon does not answer the job is left in the watched folder.
 
@@ -110,7 +126,7 @@ class Client:
             JobRejected: it is not a valid job.
             OSError: the watched folder cannot be written.
         """
-        letter = Letter(key=new_key(), submission=_submission(Path(path), again=again))
+        letter = Letter(key=new_key(), submission=_submission(Path(path), as_overrides(overrides), again=again))
         try:
             return self._ask_to_run(letter, timeout)
         except DaemonUnavailable as reason:
@@ -266,10 +282,23 @@ class Client:
         return record
 
 
-def _submission(path: Path, *, again: bool) -> Submission:
+def as_overrides(values: Mapping[str, object] | Sequence[str]) -> tuple[str, ...]:
+    """Values by key, as `--set` takes them; JSON is YAML, too. Raises `JobRejected` for one that is none of both."""
+    if not isinstance(values, Mapping):
+        return tuple(values)
+    try:
+        return tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
+    except (TypeError, ValueError) as error:
+        raise JobRejected(
+            f"A value cannot be sent: {error}.", remedy="Use numbers, text, lists and dictionaries."
+        ) from None
+
+
+def _submission(path: Path, overrides: tuple[str, ...], *, again: bool) -> Submission:
     file = job_file_in(path.expanduser())
     # Read behind links, which are refused only where somebody else may have put them.
-    text, _ = read_job_file(file.resolve())
+    text, job = read_job_file(file.resolve())
+    applied(job, overrides)  # what is wrong with them is said here, where they were written
     base = str(file.absolute().parent)
     try:
         base.encode()
@@ -279,7 +308,7 @@ def _submission(path: Path, *, again: bool) -> Submission:
             where=ascii(base),
             remedy="Rename the folder, or drop the job folder into the watched folder.",
         ) from None
-    return Submission(text=text, name=_sendable(file), base=base, again=again)
+    return Submission(text=text, name=_sendable(file), base=base, again=again, overrides=overrides)
 
 
 def _sendable(file: Path) -> str:

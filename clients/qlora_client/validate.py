@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -26,12 +26,13 @@ SURVEY = "qlora_engine.training.survey"
 SECONDS = 600.0
 
 
-def validate(path: Path, settings: Settings) -> Verdict:
+def validate(path: Path, settings: Settings, overrides: Sequence[str] = ()) -> Verdict:
     """Survey a job file in a process of its own, as the daemon does.
 
     Args:
         path: a job file, or a folder that holds one.
         settings: tell the home, the GPU lock and the BLAS library.
+        overrides: `key=value` in place of what the file says.
 
     Raises:
         JobRejected: there is no job file.
@@ -43,6 +44,7 @@ def validate(path: Path, settings: Settings) -> Verdict:
         home=str(settings.folders.path),
         base=str(file.absolute().parent),
         shown_as=str(path),
+        overrides=tuple(overrides),
         measure=str(settings.gpu_lock_path),
     )
     try:

@@ -44,7 +44,7 @@ from qlora_engine.job.states import State
 from qlora_engine.job.survey import Survey
 from qlora_engine.job.text import plain
 from qlora_engine.job.together import sync_folders, write_new
-from qlora_engine.job.turn import standing
+from qlora_engine.job.turn import Standing, standing
 from qlora_engine.job.when import moment_of
 from qlora_worker import letters
 from qlora_worker.messages import Answer, Submission
@@ -227,7 +227,7 @@ class Admission:
         if record := self._jobs.of_request(claim.key):  # it had appeared when the disk refused what comes after that
             return Draft(claim, record, self._home.run(record.id).path, _first_events(claim, record, job, survey))
         text = claim.content()
-        content = duplicates.content_of(text, job)
+        content = duplicates.content_of(text, job, claim.overrides)
         same = alike.get(content) or self._jobs.unfinished_like(content)
         if same is not None and not claim.again:
             self._reject(claim, duplicates.refused(claim, same))
@@ -243,6 +243,8 @@ class Admission:
             **_wishes(job.spec), after=after
         )
         stands = standing(record, lambda other: self._jobs.get(other) or drafted.get(other))
+        if job.spec.hold:
+            stands = Standing(State.HELD, "held from the start · `qlora release` lets it go on")
         record = record.moved(stands.state, stands.reason)
         folder = unfinished_run(self._home.runs, job_id)
         draft = Draft(claim, record, folder, _first_events(claim, record, job, survey))

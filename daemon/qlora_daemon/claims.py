@@ -58,6 +58,7 @@ class Claim:
     job_file_name: str = ""  # within `source`; empty for what cannot be a job
     base: str | None = None  # where the relative paths of a request start
     again: bool = False  # wanted even if a job just like it has not ended
+    overrides: tuple[str, ...] = ()  # of a request or letter: `key=value` in place of what the file says
     text: str | None = None  # of a request, which alone has no folder
     problem: Problem | None = field(default=None)  # known before it is examined
 
@@ -158,6 +159,7 @@ def _submitted(home: Home, key: str, submission: Submission, kind: str, text: st
         job_file_name=submission.name,
         base=submission.base,
         again=submission.again,
+        overrides=submission.overrides,
         text=text,
     )
 
@@ -194,7 +196,8 @@ def read_claim(path: Path) -> Claim:
     content = CLAIM.upgraded(json.loads((path / "claim.json").read_bytes()), path)
     content = {key: value for key, value in content.items() if key != "format"}
     problem = content.pop("problem")
-    return Claim(path=path, problem=Problem(**problem) if problem else None, **content)
+    overrides = tuple(content.pop("overrides", ()))
+    return Claim(path=path, problem=Problem(**problem) if problem else None, overrides=overrides, **content)
 
 
 def settle_rejection(claim: Claim, rejected: Path, problem: Problem | None) -> tuple[Path, Problem]:

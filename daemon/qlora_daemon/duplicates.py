@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections.abc import Sequence
 
 from qlora_daemon.claims import Claim
 from qlora_engine.job.errors import DuplicateJob
@@ -11,12 +12,15 @@ from qlora_engine.job.record import JobRecord
 from qlora_engine.job.resolved import ResolvedJob
 
 
-def content_of(text: bytes, job: ResolvedJob) -> str:
+def content_of(text: bytes, job: ResolvedJob, overrides: Sequence[str] = ()) -> str:
     """What makes a submission the same as another: the job file byte for byte, and the data and model it leads to.
+
+    What is set in place of the file's own values counts with the file.
 
     Neither its name nor its place counts, nor what else lies in its folder.
     """
     parts = [hashlib.sha256(text).hexdigest(), str(job.model_path), str(job.resume_adapter_file)]
+    parts += [f"set {override}" for override in overrides]
     parts += [f"{split} {file.sha256}" for split, file in sorted(job.data.items())]
     return hashlib.sha256("\n".join(parts).encode(errors="backslashreplace")).hexdigest()
 

@@ -146,6 +146,7 @@ class Examiner(threading.Thread):
             home=str(self._home),
             base=str(claim.relative_from) if claim.relative_from else None,
             shown_as=claim.name,
+            overrides=claim.overrides,
         )
         return Waiting(claim, as_line(request).encode())
 

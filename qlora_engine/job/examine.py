@@ -21,6 +21,7 @@ from qlora_engine.job import datafiles
 from qlora_engine.job.errors import DataRejected, JobRejected, ModelRejected, QloradError
 from qlora_engine.job.jobfile import JobText, parse, read_job_file
 from qlora_engine.job.models import resolve
+from qlora_engine.job.overrides import applied
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.services import check_installed
 from qlora_engine.job.spec import JobSpec, validate
@@ -37,6 +38,7 @@ class ExamineRequest(BaseModel):
     home: str
     base: str | None = None  # the folder that relative paths start from; None forbids them
     shown_as: str  # what the user calls the file
+    overrides: tuple[str, ...] = ()  # `key=value` in place of what the file says
     measure: str | None = None  # the GPU lock: a survey may time the device while it is free
 
 
@@ -66,7 +68,7 @@ def examine_request(request: ExamineRequest) -> ResolvedJob:
     base = Path(request.base) if request.base else None
     job_file = Path(request.job_file)
     text = read_job_file(job_file)[1] if request.text is None else parse(request.text, job_file.name)
-    return resolved(text, home=Path(request.home), base=base, shown_as=request.shown_as)
+    return resolved(applied(text, request.overrides), home=Path(request.home), base=base, shown_as=request.shown_as)
 
 
 def examine(job_file: Path, *, home: Path, base: Path | None, shown_as: str | None = None) -> ResolvedJob:

@@ -27,17 +27,17 @@ MAX_DOTS = 200  # on one line of TOML
 
 @dataclass(frozen=True)
 class JobText:
-    """A job file's content as data, and where each top-level key stands."""
+    """A job file's content as data, and where each key stands: `job.yaml, line 4`."""
 
     values: dict[str, Any]
     name: str
-    lines: dict[tuple[str, ...], int] = field(default_factory=dict)
+    places: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     def where(self, keys: tuple[str, ...] = ()) -> str:
-        """`job.yaml, line 4` for the innermost of `keys` whose line is known."""
+        """The place of the innermost of `keys` that is known, or the file."""
         for length in range(len(keys), 0, -1):
-            if line := self.lines.get(keys[:length]):
-                return f"{self.name}, line {line}"
+            if place := self.places.get(keys[:length]):
+                return place
         return self.name
 
 
@@ -99,7 +99,8 @@ def parse(text: str, name: str) -> JobText:
             remedy="Write one `key: value` a line; `model`, `data` and `iters` are a good start.",
         )
     _check_depth(values, name)
-    return JobText({str(key): value for key, value in values.items()}, name, lines)
+    places = {keys: _at(name, line) for keys, line in lines.items()}
+    return JobText({str(key): value for key, value in values.items()}, name, places)
 
 
 def too_large(name: str, size: int) -> JobRejected:

@@ -135,6 +135,7 @@ class JobSpec(_Section):
     name: Annotated[str, Field(min_length=1, max_length=80)] | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] = Field(default=0, description="higher goes first")
     urgent: bool = Field(default=False, description="goes before all others; the running job stops for it")
+    hold: bool = Field(default=False, description="waits for `qlora release` from the start")
     power: Literal["any", "ac"] | None = Field(
         default=None, description="on battery: train all the same, or wait for the plug; the setting when left out"
     )

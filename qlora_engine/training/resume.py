@@ -31,6 +31,7 @@ FREE_KEYS = frozenset(
         "name",
         "priority",
         "urgent",
+        "hold",
         "power",
         "after",
         "not_before",

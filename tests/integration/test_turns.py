@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from qlora_client.cli import main
 from qlora_engine.job.errors import NoSuchJob, WrongState
 from qlora_engine.job.pause import Pause
 from qlora_engine.job.record import JobRecord
@@ -58,6 +60,30 @@ def test_an_urgent_job_goes_first_and_the_other_goes_on_after_it(shared: Daemon)
     assert shared.wait_for_state("long", State.RUNNING).crashes == 0
     end(shared, long)
     shared.wait_for_state("later", State.DONE)
+
+
+def test_a_job_is_submitted_with_other_values_held_released_and_waited_for(
+    shared: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that `qlora submit` may say of a job beside its file, and how a script learns what became of it."""
+    monkeypatch.setenv("QLORAD_HOME", str(shared.home.path))
+    (tmp_path / "wide.yaml").write_text(shared.text(iters=1000))
+    assert main(["submit", str(tmp_path / "wide.yaml"), "--hold", "--set", "iters=3", "--priority", "7"]) == 0
+    held = shared.job("wide")
+    assert capsys.readouterr().out == f"{held.id}\n"
+    assert (held.state, held.priority, held.attempt) == (State.HELD, 7, 0)
+    assert main(["release", held.id]) == 0
+    assert shared.wait_for_state("wide", State.DONE).steps == 3
+
+    capsys.readouterr()
+    asked = ["submit", str(tmp_path / "wide.yaml"), "--after", "wide", "--set", "name=next", "--set", "iters=1"]
+    assert main([*asked, "--wait", "--json"]) == 0
+    answer = capsys.readouterr()
+    assert json.loads(answer.out)["state"] == "done"
+    assert shared.job("next").after == (held.id,)
+    assert "done" in answer.err
+    assert main(["submit", str(tmp_path / "wide.yaml"), "--set", "iterz=1"]) == 65
+    assert "--set iterz=1" in capsys.readouterr().err
 
 
 def test_a_job_waits_for_those_that_it_comes_after(shared: Daemon) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.examine import ExamineRequest, examine_request
 from qlora_engine.job.folder import Home
+from qlora_engine.job.record import JobRecord
+from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.states import State
 from qlora_engine.job.together import FEW, sync_folders
 from qlora_worker.messages import Answer, Submission
@@ -93,15 +96,17 @@ class Desk:
         assert found is not None
         self.admission.take(found, None)
 
-    def submit(self, text: str, key: str) -> None:
-        self.admission.submit(Received("1-0", key, None), Submission(text=text, name="s.yaml", base="/"))
+    def submit(self, text: str, key: str, *overrides: str) -> None:
+        submission = Submission(text=text, name="s.yaml", base="/", overrides=overrides)
+        self.admission.submit(Received("1-0", key, None), submission)
 
     def give_verdicts(self) -> None:
         """On everything at once."""
         for claim in self.claims:
             request = ExamineRequest(
-                job_file=str(claim.job_file), text=claim.text, home=str(self.home.path), shown_as=claim.name
-            )
+                job_file=str(claim.job_file), text=claim.text, home=str(self.home.path), shown_as=claim.name,
+                overrides=claim.overrides,
+            )  # fmt: skip
             try:
                 self.admission.examined(claim.key, examine_request(request))
             except QloradError as error:
@@ -131,6 +136,31 @@ def test_a_batch_becomes_jobs_and_rejections_each_answered(home: Home) -> None:
     again = JobTable(home, [])
     assert not list(again.load())
     assert {job.id for job in again} == {job.id for job in jobs}
+
+
+def test_what_is_set_in_place_of_a_value_makes_another_job(home: Home) -> None:
+    """Ten submissions of one file with ten learning rates are ten jobs; the same one twice is not."""
+    desk, text = Desk(home), Daemon(home.path).text(name="same")
+    for number, overrides in enumerate([(), ("seed=1",), ("seed=2",), ("seed=1",)]):
+        desk.submit(text, f"{number:032x}", *overrides)
+    desk.give_verdicts()
+    desk.admission.settle()
+    seeds = [ResolvedJob.model_validate_json(home.run(job.id).spec.read_bytes()).spec.seed for job in desk.jobs]
+    assert sorted(seeds) == [0, 1, 2]
+    assert [answer.error for answer in desk.answers if not answer.ok] == ["DuplicateJob"]
+
+
+def test_a_job_that_is_to_be_held_is_held_before_anybody_sees_it(home: Home) -> None:
+    """Queued for a moment, it could start in it."""
+    desk = Desk(home)
+    desk.submit(Daemon(home.path).text(name="one"), "0" * 32, "hold=true")
+    desk.give_verdicts()
+    desk.admission.settle()
+    (job,) = desk.jobs
+    assert (job.state, job.reason) == (State.HELD, "held from the start · `qlora release` lets it go on")
+    assert JobRecord.load(home.run(job.id).state) == job
+    said = [json.loads(line) for line in home.run(job.id).events.read_text().splitlines()]
+    assert [event["to"] for event in said if event["event"] == "job.state"] == [State.HELD]
 
 
 def test_what_the_disk_refuses_is_tried_again_and_holds_up_nobody(home: Home) -> None:

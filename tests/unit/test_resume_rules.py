@@ -58,6 +58,7 @@ FREE: dict[str, Any] = {
     "name": "x",
     "priority": 5,
     "urgent": True,
+    "hold": True,
     "power": "ac",
     "after": ["20261120-080000-first"],
     "not_before": "2030-01-01T00:00:00+00:00",

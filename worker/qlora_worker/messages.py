@@ -11,6 +11,8 @@ from qlora_engine.job.cleaning import Part
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.folder import JOB_ID
 from qlora_engine.job.formats import REQUEST, NewerFormat
+from qlora_engine.job.overrides import LONGEST as LONGEST_OVERRIDE
+from qlora_engine.job.overrides import MOST
 from qlora_engine.job.when import LONGEST
 
 Kind = Literal["submit", "cancel", "hold", "release", "prioritise", "retry", "pause", "resume", "clean"]
@@ -46,13 +48,15 @@ def is_newer(text: str | bytes) -> bool:
 class Submission(_Message):
     """`submit`: the text of a job file, its name, and the folder that its relative paths start from.
 
-    A job that is just like one that has not ended is refused, unless it is wanted `again`.
+    A job that is just like one that has not ended is refused, unless it is wanted `again`. Overrides are `key=value`
+    and count in place of what the file says.
     """
 
     text: str = Field(max_length=MAX_TEXT)
     name: str = Field(pattern=r"^[^/\x00-\x1f]{1,200}$")
     base: str = Field(pattern=r"^/[^\x00]*$")
     again: bool = False
+    overrides: tuple[Annotated[str, Field(max_length=LONGEST_OVERRIDE)], ...] = Field(default=(), max_length=MOST)
 
 
 class OfJob(_Message):

@@ -3,38 +3,83 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qlora_client.commands.common import AsJson, console, make_client, note, print_json
+from qlora_engine.job.errors import Exit
+
+if TYPE_CHECKING:
+    from qlora_client.api import LeftBehind
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
 # ruff: noqa: PLC0415
 
+JobFile = Annotated[Path, typer.Argument(metavar="FILE", help="A job file, or a folder that holds job.yaml.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Another value than the file's: learning_rate=2e-5, lora_parameters.rank=16."
+    ),
+]
+
 
 def submit(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A job file, or a folder that holds job.yaml.")],
+    file: JobFile,
+    *,
+    values: Set = None,
+    after: Annotated[list[str] | None, typer.Option(metavar="ID", help="A job that must be done first.")] = None,
+    priority: Annotated[int | None, typer.Option(min=-100, max=100, help="Higher goes first.")] = None,
+    urgent: Annotated[bool, typer.Option("--urgent", help="Before all others; the running job stops for it.")] = False,
+    hold: Annotated[bool, typer.Option("--hold", help="Let it wait for `qlora release`.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Until it has ended; the exit code says how.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Even if a job just like it has not ended yet.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Hand a job file to the daemon and print the job's id.
 
     Relative paths in the file start from its folder. Watch the job with `qlora logs -f ID`. Where the daemon does not
     answer, the job is left in the watched folder for when it runs, and no id is printed.
     """
-    submitted = make_client().submit_or_leave(file, again=again)
-    if isinstance(submitted, str):
-        typer.echo(submitted)
-        note(f"Watch it: qlora logs -f {submitted}")
+    import json
+
+    overrides = list(values or [])
+    overrides += [f"after={json.dumps(after)}"] if after else []
+    overrides += [f"priority={priority}"] if priority is not None else []
+    overrides += ["urgent=true"] if urgent else []
+    overrides += ["hold=true"] if hold else []
+    client = make_client()
+    submitted = client.submit_or_leave(file, overrides=overrides, again=again)
+    if not isinstance(submitted, str):
+        _say_left(submitted, as_json=as_json)
+        if wait:
+            note("There is nothing to wait for until then.")
+            raise typer.Exit(Exit.TEMPFAIL)
         return
-    note(f"{submitted.reason.what} The job waits in {submitted.path} and is taken from there, once.")
+    if not as_json:
+        typer.echo(submitted)
+    elif not wait:
+        print_json({"job": submitted})
+    if not wait:
+        note(f"It is held. Let it go on: qlora release {submitted}" if hold else f"Watch it: qlora logs -f {submitted}")
+        return
+    from qlora_client.waiting import exit_code, wait_until_ended
+
+    record = wait_until_ended(client, submitted, note)
+    if as_json:
+        print_json(record.model_dump(mode="json"))
+    raise typer.Exit(exit_code(record))
+
+
+def _say_left(left: LeftBehind, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"job": None, "left": str(left.path), "reason": left.reason.what})
+    note(f"{left.reason.what} The job waits in {left.path} and is taken from there, once.")
     note("Start the daemon: qlorad. Then look: qlora ls")
 
 
-def validate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A job file, or a folder that holds job.yaml.")],
-    as_json: AsJson = False,
-) -> None:
+def validate(file: JobFile, values: Set = None, as_json: AsJson = False) -> None:
     """Say what a job file needs before it is submitted: data, memory, time, and what is wrong with it.
 
     Nothing is submitted, and no daemon is needed. Then: `qlora submit FILE`.
@@ -44,7 +89,7 @@ def validate(
     from qlora_client.validate import validate as look
     from qlora_worker.settings import Settings
 
-    verdict = look(file, Settings.read())
+    verdict = look(file, Settings.read(), values or ())
     if as_json:
         print_json(for_machines(verdict))
     else:

@@ -1,0 +1,35 @@
+"""Waiting in a terminal until a job has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qlora_client.api import Client
+from qlora_engine.job.errors import Exit
+from qlora_engine.job.record import JobRecord
+from qlora_engine.job.states import State
+from qlora_engine.job.wording import describe
+
+# How a program that waited learns what became of the job.
+OUTCOME = {State.DONE: Exit.OK, State.FAILED: Exit.SOFTWARE, State.CANCELLED: Exit.TEMPFAIL}
+
+
+def wait_until_ended(client: Client, job_id: str, say: Callable[[str], None]) -> JobRecord:
+    """Say each change of the job's state until it is final; Ctrl-C leaves the job alone.
+
+    Raises:
+        NoSuchJob: it vanishes.
+    """
+    try:
+        for event in client.events(job_id, follow=True):
+            if event["event"] == "job.state":
+                say(describe(event))
+    except KeyboardInterrupt:
+        say(f"The job goes on. Watch it: qlora logs -f {job_id}")
+        raise
+    return client.job(job_id)
+
+
+def exit_code(record: JobRecord) -> int:
+    """0 for a job that is done, 70 for one that failed, 75 for one that was cancelled."""
+    return int(OUTCOME[record.state])
