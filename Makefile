@@ -60,6 +60,7 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -c 'from qlora_engine.job.vocabulary import as_markdown; print(as_markdown(), end="")' > docs/events.md
+	$(BIN)/python -c 'from qlora_engine.job.schema import as_text; print(as_text(), end="")' > docs/job.schema.json
 
 # The wheel and the source distribution, into dist/.
 wheel: $(STAMP)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from qlora_client.commands import jobs, models, queue, service, submitting, trying, upkeep
+from qlora_client.commands import jobs, making, models, queue, service, submitting, trying, upkeep
 from qlora_client.commands.common import plain_home
 from qlora_client.failures import report, report_unexpected
 from qlora_engine.job.errors import Exit, QloradError
@@ -45,8 +45,10 @@ def _options(
     pass
 
 
-app.command()(submitting.submit)
+app.command()(making.init)
 app.command()(submitting.validate)
+app.command()(submitting.submit)
+app.command()(making.schema)
 app.command("ls")(jobs.list_jobs)
 app.command()(jobs.show)
 app.command()(jobs.logs)

@@ -50,9 +50,9 @@ class _Section(BaseModel):
 class LoraParameters(_Section):
     """Size, scale and place of the adapters. mlx_lm knows `scale`, not `alpha`."""
 
-    rank: Count = 8
-    scale: Annotated[float, Field(gt=0)] = 20.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rank: Count = Field(default=8, description="columns of an adapter's matrices")
+    scale: Annotated[float, Field(gt=0)] = Field(default=20.0, description="alpha over rank")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="share of inputs left out")
     keys: list[Text] | None = Field(default=None, description="layer names; all linear layers when left out")
     rank_stabilized: bool = Field(default=False, description="multiply the scale by the square root of the rank")
 
@@ -86,53 +86,84 @@ class EarlyStopping(_Section):
 class LrSchedule(_Section):
     """A schedule of `mlx.optimizers.schedulers` by name, with warmup in optimizer steps."""
 
-    name: Literal["cosine_decay", "exponential_decay", "linear_schedule", "step_decay"]
-    arguments: Annotated[list[float], Field(min_length=1)]
-    warmup: Annotated[int, Field(ge=0)] = 0
-    warmup_init: Annotated[float, Field(ge=0)] = 0.0
+    name: Literal["cosine_decay", "exponential_decay", "linear_schedule", "step_decay"] = Field(
+        description="of mlx.optimizers.schedulers"
+    )
+    arguments: Annotated[list[float], Field(min_length=1)] = Field(description="of the schedule, in its own order")
+    warmup: Annotated[int, Field(ge=0)] = Field(default=0, description="optimizer steps that lead up to it")
+    warmup_init: Annotated[float, Field(ge=0)] = Field(default=0.0, description="learning rate where that begins")
 
 
 class JobSpec(_Section):
     """A fine-tuning job. Counts of iterations are micro-batches, as mlx_lm counts them."""
 
     # mlx_lm's keys
-    model: Text = "Qwen/Qwen3-0.6b"
+    model: Text = Field(default="Qwen/Qwen3-0.6b", description="a model of the home, a folder, or a name of the hub")
     train: Literal[True] = Field(default=True, description="a job trains; `false` has no meaning here")
-    fine_tune_type: Literal["lora", "dora", "full"] = "lora"
-    optimizer: Literal["adam", "adamw", "muon", "sgd", "adafactor"] = "adam"
-    optimizer_config: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    data: Text = "mlx-community/WikiSQL"
-    hf_dataset: dict[str, Any] | list[dict[str, Any]] | None = None
-    prompt_feature: Text = "prompt"
-    completion_feature: Text = "completion"
-    chat_feature: Text = "messages"
-    text_feature: Text = "text"
-    mask_prompt: bool = False
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    num_layers: Annotated[int, Field(ge=-1)] = 16
-    batch_size: Count = 4
-    iters: Count = 1000
-    val_batches: Annotated[int, Field(ge=-1)] = 25
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    steps_per_report: Count = 10
-    steps_per_eval: Count = 200
-    save_every: Count = 100
-    resume_adapter_file: Text | None = None
+    fine_tune_type: Literal["lora", "dora", "full"] = Field(
+        default="lora", description="adapters, adapters with magnitudes, or all weights"
+    )
+    optimizer: Literal["adam", "adamw", "muon", "sgd", "adafactor"] = Field(
+        default="adam", description="of mlx.optimizers"
+    )
+    optimizer_config: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="arguments of the optimizer, by its name"
+    )
+    data: Text = Field(
+        default="mlx-community/WikiSQL",
+        description="a folder with train.jsonl and valid.jsonl, or a data set of the hub",
+    )
+    hf_dataset: dict[str, Any] | list[dict[str, Any]] | None = Field(
+        default=None, description="data sets of the hub with their own keys, as in mlx_lm"
+    )
+    prompt_feature: Text = Field(default="prompt", description="key of a row's prompt")
+    completion_feature: Text = Field(default="completion", description="key of a row's answer")
+    chat_feature: Text = Field(default="messages", description="key of a row's messages")
+    text_feature: Text = Field(default="text", description="key of a row's plain text")
+    mask_prompt: bool = Field(default=False, description="learn the answers alone, not the prompts")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        default=0, description="decides the order of rows, the adapters' start and dropout"
+    )
+    num_layers: Annotated[int, Field(ge=-1)] = Field(
+        default=16, description="the last so many layers get adapters; -1 for all"
+    )
+    batch_size: Count = Field(default=4, description="rows of a micro-batch")
+    iters: Count = Field(default=1000, description="length of the run in micro-batches")
+    val_batches: Annotated[int, Field(ge=-1)] = Field(
+        default=25, description="micro-batches of a validation; -1 for all rows, 0 for none"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-5, description="where no schedule sets it")
+    steps_per_report: Count = Field(default=10, description="micro-batches between two reports")
+    steps_per_eval: Count = Field(default=200, description="micro-batches between two validations")
+    save_every: Count = Field(default=100, description="micro-batches between two checkpoints")
+    resume_adapter_file: Text | None = Field(default=None, description="adapters to start from, .safetensors")
     adapter_path: Text = Field(default="adapters", description="recorded; the result is in the run folder's adapters/")
-    test: bool = False
-    test_batches: Annotated[int, Field(ge=-1)] = 500
-    max_seq_length: Annotated[int, Field(ge=8)] = 2048
+    test: bool = Field(default=False, description="evaluate test.jsonl in the end")
+    test_batches: Annotated[int, Field(ge=-1)] = Field(
+        default=500, description="micro-batches of that; -1 for all rows"
+    )
+    max_seq_length: Annotated[int, Field(ge=8)] = Field(
+        default=2048, description="tokens of a row; what is longer is cut"
+    )
     config: str | None = Field(default=None, description="no meaning inside a config file, as in mlx_lm")
-    grad_checkpoint: bool = False
-    grad_accumulation_steps: Count = 1
-    clear_cache_threshold: Annotated[int, Field(ge=0)] = 0
-    lr_schedule: LrSchedule | None = None
-    lora_parameters: LoraParameters = Field(default_factory=LoraParameters)
-    project_name: str | None = None
+    grad_checkpoint: bool = Field(
+        default=False, description="compute layers again in the backward pass: less memory, more time"
+    )
+    grad_accumulation_steps: Count = Field(default=1, description="micro-batches of an optimizer step")
+    clear_cache_threshold: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="bytes of the allocator's reserve over which it is given back; 0 for by need"
+    )
+    lr_schedule: LrSchedule | None = Field(default=None, description="the learning rate over optimizer steps")
+    lora_parameters: LoraParameters = Field(
+        default_factory=LoraParameters, description="size, scale and place of the adapters"
+    )
+    project_name: str | None = Field(default=None, description="of what is reported elsewhere; see `report_to`")
     trust_remote_code: Literal[False] = Field(default=False, description="refused from a job file")
 
     # ours
-    name: Annotated[str, Field(min_length=1, max_length=80)] | None = None
+    name: Annotated[str, Field(min_length=1, max_length=80)] | None = Field(
+        default=None, description="of the job; that of its file or folder when left out"
+    )
     priority: Annotated[int, Field(ge=-100, le=100)] = Field(default=0, description="higher goes first")
     urgent: bool = Field(default=False, description="goes before all others; the running job stops for it")
     hold: bool = Field(default=False, description="waits for `qlora release` from the start")
@@ -169,7 +200,9 @@ class JobSpec(_Section):
     max_loss: Annotated[float, Field(gt=0)] = Field(
         default=1e6, description="mean loss over which a micro-batch is dropped, nats"
     )
-    early_stopping: EarlyStopping | None = None
+    early_stopping: EarlyStopping | None = Field(
+        default=None, description="end the run when the validation loss no longer falls"
+    )
     keep: Literal["last", "best"] = Field(
         default="last", description="which adapters are the result: the last, or those of the lowest validation loss"
     )
@@ -180,7 +213,7 @@ class JobSpec(_Section):
         default="step_down",
         description="recompute layers, then smaller micro-batches; `truncate`: then shorter sequences, too",
     )
-    memory: Memory = Field(default_factory=Memory)
+    memory: Memory = Field(default_factory=Memory, description="how much of it training may use")
     samples: Annotated[int, Field(ge=0, le=20)] | list[Text] = Field(
         default=2, description="answers before and after training: how many validation rows, or the prompts"
     )
