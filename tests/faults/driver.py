@@ -97,7 +97,7 @@ def _strike(world: World, fault: Fault) -> Struck:
         invariants.check(world)
     except Exception as error:  # noqa: BLE001  # one fault's trouble is a line of the table
         seconds = None if isinstance(error, NotInTime) else time.monotonic() - (began or time.monotonic())
-        problem = f"{type(error).__name__}: {error}"
+        problem = f"{type(error).__name__}: {error}\n{world.last_words()}"
     return Struck(type(fault), seconds, problem)
 
 

@@ -68,6 +68,12 @@ class World:
     def unfinished(self) -> list[JobRecord]:
         return [record for record in self.records() if not record.is_final]
 
+    def last_words(self) -> str:
+        """What a person needs who looks into a problem: unfinished jobs, and the end of the service log."""
+        jobs = [f"  {r.id}: {r.state} {r.reason!r}, attempt {r.attempt}, step {r.step}" for r in self.unfinished()]
+        log = self.daemon.home.service_log
+        return "\n".join([*jobs, *(f"  {line:.300}" for line in log.read_text(errors="replace").splitlines()[-12:])])
+
     def steps(self) -> dict[str, int]:
         """How many lines of metrics each job has."""
         return {path.parent.name: _lines(path) for path in self.daemon.home.runs.glob("[!.]*/metrics.jsonl")}
