@@ -75,6 +75,16 @@ class RejectedTrimmed:
 
 
 @dataclass(frozen=True)
+class MessageEnded:
+    """A message about a job went to these, or did not for this reason."""
+
+    job: str
+    kind: str
+    to: tuple[str, ...]
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
 class ChildPrinted:
     """A line from a child process."""
 
@@ -100,5 +110,6 @@ Message = (
     | Looked
     | UpkeepFailed
     | RejectedTrimmed
+    | MessageEnded
 )
 Post = Callable[[Message], None]

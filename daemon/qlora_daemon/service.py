@@ -23,7 +23,7 @@ from qlora_daemon.inbox import Inbox
 from qlora_daemon.intake import BLOCK_SECONDS, Intake
 from qlora_daemon.jobs import JobTable
 from qlora_daemon.limits import Limits
-from qlora_daemon.log import RotatingLog, console, empty_if_large, relayed
+from qlora_daemon.log import empty_if_large, relayed
 from qlora_daemon.mail import (
     Asked,
     ChildPrinted,
@@ -32,12 +32,14 @@ from qlora_daemon.mail import (
     FolderWatched,
     Looked,
     Message,
+    MessageEnded,
     QueueFailed,
     RejectedTrimmed,
     SignalCame,
     UpkeepFailed,
 )
 from qlora_daemon.neighbour import Neighbour
+from qlora_daemon.observers import Observers
 from qlora_daemon.orders import Orders
 from qlora_daemon.queue_health import QueueHealth
 from qlora_daemon.reconciler import Reconciler
@@ -46,7 +48,7 @@ from qlora_daemon.upkeep import Upkeep
 from qlora_engine import __version__
 from qlora_engine.job import lock
 from qlora_engine.job.errors import AlreadyRunning
-from qlora_engine.job.events import Event, EventLog, Sink, parse_line
+from qlora_engine.job.events import Event, EventLog, parse_line
 from qlora_engine.job.formats import NewerFormat
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.service_status import ServiceStatus
@@ -107,9 +109,8 @@ class Service:
     ) -> None:
         home, post, keys = settings.folders, mail.put, keys_of(settings)
         self._settings, self._home, self._mail = settings, home, mail
-        self._sinks: list[Sink] = [RotatingLog(home.service_log, max_bytes=settings.log_bytes, keep=settings.log_files)]
-        if sys.stderr.isatty():
-            self._sinks.append(console())
+        self._observers = Observers(settings, post)
+        self._sinks = self._observers.sinks
         self._log = EventLog(self._sinks)
         quick = connect(settings, timeout=2.0)  # the owner never waits long for Redis
         self._queue = JobQueue(quick, keys)
@@ -191,6 +192,7 @@ class Service:
         self._inbox.start()
         self._neighbour.start()
         self._upkeep.begin()
+        self._observers.begin(self._log)
 
     def _came_up(self) -> None:
         """Redis answers: for the first time, or again."""
@@ -223,6 +225,7 @@ class Service:
         if self._runner.worker_hangs():
             self._children.replace_worker()
         self._say_status()
+        self._observers.publish(self._jobs, self._children.statuses, queue_answers=self._health.is_up)
         if now >= self._look_due:
             self._look_due = now + LOOK_SECONDS
             self._unblock()
@@ -357,8 +360,6 @@ class Service:
                 return  # files and requests stay where they are, for the next start
             case FileSettled(found, problem):
                 self._admission.take(found, problem)
-            case FolderWatched(lost):
-                self._say_watched(lost)
             case Examined(key, verdict, survey):
                 self._admission.examined(key, verdict, survey)
             case Asked(received):
@@ -366,19 +367,27 @@ class Service:
                 self._look_due = 0.0
             case QueueFailed(reason):
                 self._health.failed(reason)
-            case UpkeepFailed(doing, reason):
-                self._log.emit("upkeep.failed", doing=doing, reason=reason)
-            case RejectedTrimmed(count, kept):
-                self._log.emit("rejected.trimmed", path=str(self._home.rejected), count=count, kept=kept)
+            case FolderWatched() | UpkeepFailed() | RejectedTrimmed() | MessageEnded():
+                self._say(message)
             case Looked(reading):
                 self._neighbour.heard(reading)
                 self._look_due = 0.0
 
-    def _say_watched(self, lost: str | None) -> None:
-        if lost is None:
-            self._log.emit("inbox.watching", path=str(self._home.jobs))
-        else:
-            self._log.emit("inbox.lost", path=str(self._home.jobs), reason=lost)
+    def _say(self, message: FolderWatched | UpkeepFailed | RejectedTrimmed | MessageEnded) -> None:
+        """What others did, which the log should show."""
+        match message:
+            case FolderWatched(None):
+                self._log.emit("inbox.watching", path=str(self._home.jobs))
+            case FolderWatched(lost):
+                self._log.emit("inbox.lost", path=str(self._home.jobs), reason=lost)
+            case UpkeepFailed(doing, reason):
+                self._log.emit("upkeep.failed", doing=doing, reason=reason)
+            case RejectedTrimmed(count, kept):
+                self._log.emit("rejected.trimmed", path=str(self._home.rejected), count=count, kept=kept)
+            case MessageEnded(job, kind, to, ""):
+                self._log.bind(job=job).emit("notify.sent", kind=kind, to=", ".join(to))
+            case MessageEnded(job, kind, to, why_not):
+                self._log.bind(job=job).emit("notify.failed", kind=kind, to=", ".join(to), reason=why_not)
 
     def _relay_line(self, child: str, line: str) -> None:
         event = parse_line(line)
@@ -412,7 +421,7 @@ class Service:
     def _stop(self) -> None:
         began = time.monotonic()
         self._log.emit("daemon.stopping", signal=signal.Signals(self._stop_signals[0]).name)
-        for feeder in (self._inbox, self._intake, self._examiner, self._neighbour, self._upkeep):
+        for feeder in (self._inbox, self._intake, self._examiner, self._neighbour, self._upkeep, self._observers):
             feeder.stop()
         self._safely("stopping the active job", self._runner.stop_for_shutdown)
         ended = self._children.stop_worker(

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from qlora_engine.job import datafiles
 from qlora_engine.job.errors import DataRejected, JobRejected, ModelRejected, QloradError
+from qlora_engine.job.folder import Home
 from qlora_engine.job.jobfile import JobText, parse, read_job_file
 from qlora_engine.job.models import resolve
 from qlora_engine.job.overrides import applied
@@ -26,6 +27,7 @@ from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.services import check_installed
 from qlora_engine.job.spec import JobSpec, validate
 from qlora_engine.job.survey import Survey
+from qlora_engine.job.targets import check_targets
 
 
 class ExamineRequest(BaseModel):
@@ -91,6 +93,7 @@ def resolved(text: JobText, *, home: Path, base: Path | None, shown_as: str) -> 
     """`examine` for a job file that has been parsed."""
     spec = validate(text)
     check_installed(spec)
+    check_targets(spec.notify, Home(home).targets)
     model_path = find_model(spec.model, home=home, base=base)
     return ResolvedJob(
         spec=spec,

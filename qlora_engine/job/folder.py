@@ -65,6 +65,11 @@ class Home:
         return self.path / "cache" / "names.json"
 
     @cached_property
+    def targets(self) -> Path:
+        """Names of whom messages may go to, and their addresses; 0600."""
+        return self.path / "notify.toml"
+
+    @cached_property
     def logs(self) -> Path:
         """The service log."""
         return self.path / "logs"

@@ -17,6 +17,7 @@ ALSO: dict[str, dict[str, Any]] = {
     "after": {"type": "string"},
     "max_runtime": {"type": "string"},
     "not_before": {"type": "number"},
+    "notify": {"type": "string"},
     "packing": {"type": "boolean"},  # YAML's `on` and `off`
 }
 

@@ -18,16 +18,10 @@ from pydantic import (
     model_validator,
 )
 
+from qlora_engine.job import targets
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.jobfile import JobText
 from qlora_engine.job.when import moment_of, seconds_of
-
-# Keys of the design that this version does not act on. Taking them in silence would break a promise.
-NOT_YET = frozenset(
-    {
-        "notify",
-    }
-)
 
 # What `hf_dataset.config` may say to `datasets.load_dataset`: which data, and nothing of how it is loaded.
 HUB_CONFIG = frozenset({"name", "data_dir", "data_files", "revision", "verification_mode", "keep_in_memory"})
@@ -35,6 +29,8 @@ HUB_CONFIG = frozenset({"name", "data_dir", "data_files", "revision", "verificat
 UNPICKLES = frozenset({"pandas"})
 
 REPORTERS = ("wandb", "swanlab", "tensorboard", "trackio")
+
+TARGET = rf"^{targets.NAME.pattern}$"
 
 AS_WRITTEN = {"as_written": True}  # validation context: only keys that a person wrote are there
 
@@ -217,11 +213,14 @@ class JobSpec(_Section):
     samples: Annotated[int, Field(ge=0, le=20)] | list[Text] = Field(
         default=2, description="answers before and after training: how many validation rows, or the prompts"
     )
+    notify: list[Annotated[str, Field(pattern=TARGET)]] = Field(
+        default=[], max_length=20, description="who is told how it ends: names of targets, never addresses"
+    )
     report_to: Text | list[Text] | None = Field(
         default=None, description="wandb, swanlab, tensorboard, trackio; several with commas, as in mlx_lm"
     )
 
-    @field_validator("after", mode="before")
+    @field_validator("after", "notify", mode="before")
     @classmethod
     def _as_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
@@ -315,13 +314,6 @@ def validate(job: JobText) -> JobSpec:
     """
     # A key without a value means its default, as in mlx_lm.
     values = {key: value for key, value in job.values.items() if value is not None}
-    for key in values:
-        if key in NOT_YET:
-            raise JobRejected(
-                f"`{key}` is not supported by this version of qlorad.",
-                where=job.where((key,)),
-                remedy="Remove it: a job without it runs.",
-            )
     try:
         return JobSpec.model_validate(values, context=AS_WRITTEN)
     except ValidationError as error:

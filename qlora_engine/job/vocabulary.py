@@ -91,6 +91,14 @@ EVENTS: dict[str, EventType] = {
         {"path": "the run folder", "what": "what shows it"},
         "warning",
     ),
+    "metrics.serving": EventType("Prometheus can ask how the service stands.", {"url": "where"}),
+    "metrics.failed": EventType("Metrics cannot be served; training is not harmed.", _PROBLEM, "warning"),
+    "notify.sent": EventType("A message about a job was sent.", {"kind": "of what", "to": "names of targets"}),
+    "notify.failed": EventType(
+        "A message about a job could not be sent, however often it was tried; the job is not harmed.",
+        {"kind": "of what", "to": "names of targets; none where it is not known whom to tell", "reason": "why not"},
+        "warning",
+    ),
     "upkeep.failed": EventType(
         "Something that keeps the home in order could not be done; training is not harmed.",
         {"doing": "what", "reason": "why not"},

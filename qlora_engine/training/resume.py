@@ -37,6 +37,7 @@ FREE_KEYS = frozenset(
         "not_before",
         "retries",
         "max_runtime",
+        "notify",
         "project_name",
         "adapter_path",
         "config",

@@ -64,6 +64,7 @@ FREE: dict[str, Any] = {
     "not_before": "2030-01-01T00:00:00+00:00",
     "max_runtime": "2h",
     "retries": 2,
+    "notify": ["phone"],
     "project_name": "x",
     "adapter_path": "x",
     "config": "x",

@@ -11,7 +11,7 @@ from mlx_lm import lora as mlx_lm_lora
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.jobfile import parse
 from qlora_engine.job.resolved import ResolvedJob
-from qlora_engine.job.spec import NOT_YET, JobSpec, validate
+from qlora_engine.job.spec import JobSpec, validate
 from qlora_engine.training.optimizer import OPTIMIZERS, build_optimizer
 
 # Every key of mlx_lm's own example, in its style: an optimizer_config whose entries are empty.
@@ -91,9 +91,6 @@ def test_every_key_of_mlx_lm_is_known_and_has_its_default(key: str) -> None:
     """Nothing is truncated, halved or renamed behind a user's back."""
     value = mlx_lm_lora.CONFIG_DEFAULTS[key]
     made = spec(json.dumps({key: True if key == "train" else value}))
-    if key in NOT_YET:
-        assert value is None  # the default is accepted; a job that sets it is told that it has no effect
-        return
     ours: Any = JobSpec().model_dump()[key]
     if key == "train":
         assert (ours, value) == (True, False)  # documented: a job trains
@@ -227,14 +224,6 @@ def test_every_mistake_is_named_at_once() -> None:
     error = refused("iters: x\nbatch_size: y\nitres: 1\n")
     for key in ("iters", "batch_size", "itres"):
         assert f"`{key}`" in error.what
-
-
-@pytest.mark.parametrize("key", sorted(NOT_YET))
-def test_keys_of_later_versions_are_refused_not_ignored(key: str) -> None:
-    """A job that asks for early stopping and does not get it was promised something."""
-    error = refused(f"iters: 5\n{key}: 1\n")
-    assert f"`{key}`" in error.what
-    assert error.where == "job.yaml, line 2"
 
 
 @pytest.mark.parametrize(

@@ -1,78 +1,74 @@
-"""A batch's inputs and targets: what a position must predict, and what is filling."""
+"""Where messages go: a file of secrets that only its owner reads, and names that a job may use."""
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
+
 import pytest
 
-from qlora_engine.job.preflight.backends import Name
-from qlora_engine.job.preflight.batch import GRID
-from qlora_engine.training.data import Document
-from qlora_engine.training.targets import Targets
+from qlora_engine.job.errors import BadSetting, JobRejected
+from qlora_engine.job.targets import check_targets, read_targets
+
+KEY = "tok3n"
 
 
-def document(*tokens: int, prompt: int = 1) -> Document:
-    """A row whose first tokens are no targets."""
-    supervised = np.arange(len(tokens)) >= prompt
-    return Document(np.array(tokens, np.int32), supervised)
+def targets(path: Path, text: str, mode: int = 0o600) -> Path:
+    file = path / "notify.toml"
+    file.write_text(text)
+    file.chmod(mode)
+    return file
 
 
-def test_targets_are_the_next_tokens_of_supervised_columns() -> None:
-    """Off by one, a model learns to repeat its input."""
-    tokens = np.array([[1, 2, 3, 0], [4, 5, 6, 7]])
-    supervised = np.array([[True, False, True, False], [False, True, False, True]])
-    found = Targets.of(tokens, supervised)
-    assert found.inputs.tolist() == [[1, 2, 3], [4, 5, 6]]
-    assert found.count == 3  # column 0 is no target: nothing predicts it
-    assert found.rows[:3].tolist() == [1, 3, 5]
-    assert found.tokens[:3].tolist() == [3, 5, 7]
-    assert len(found.rows) == len(found.tokens) == 32
-    assert set(found.rows[3:].tolist()) == {1}  # filling
-    assert found.shape == (2, 3, 32, 0)
+def test_each_name_has_its_addresses(tmp_path: Path) -> None:
+    """One name may reach a phone and a mailbox."""
+    file = targets(tmp_path, f'phone = "ntfy://{KEY}"\nall = ["ntfy://a", "mailto://b"]\n')
+    assert read_targets(file) == {"phone": [f"ntfy://{KEY}"], "all": ["ntfy://a", "mailto://b"]}
+    assert read_targets(tmp_path / "none.toml") == {}
 
 
-def test_joined_documents_predict_their_own_tokens_alone() -> None:
-    """The last token of one may not learn the first of the next."""
-    found = Targets.joined([[document(1, 2, 3), document(4, 5, 6, 7, prompt=2)], [document(8, 9)]], width=6)
-    assert found.inputs.tolist() == [[1, 2, 4, 5, 6, 0], [8, 0, 0, 0, 0, 0]]
-    assert found.segments is not None
-    assert found.segments.tolist() == [[1, 1, 2, 2, 2, 0], [1, 0, 0, 0, 0, 0]]
-    assert found.rows[: found.count].tolist() == [0, 1, 3, 4, 6]
-    assert found.tokens[: found.count].tolist() == [2, 3, 6, 7, 9]
-    assert (found.positions, found.filled, found.highest) == (12, 6, 9)
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
+def test_a_file_that_others_can_read_is_not_used(tmp_path: Path, mode: int) -> None:
+    """Whoever has the address of a topic can send to it, and read it."""
+    with pytest.raises(BadSetting, match="can be read by others") as refused:
+        read_targets(targets(tmp_path, 'phone = "ntfy://x"', mode))
+    assert "chmod 600" in str(refused.value.remedy)
 
 
-def test_rows_of_one_document_need_no_segments() -> None:
-    """A causal mask has kernels that an arbitrary one has not."""
-    found = Targets.joined([[document(1, 2, 3)], [document(4, 5)]], width=8)
-    assert found.segments is None
-    assert found.inputs.tolist() == [[1, 2, *[0] * 6], [4, *[0] * 7]]
-    assert found.filled == 3
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"phone = {KEY}://x",
+        f'phone = "{KEY}"',
+        f"phone = 5 # {KEY}",
+        f'"a b" = "ntfy://{KEY}"',
+        f'phone = ["ntfy://{KEY}"',
+        f'[phone]\nurl = "ntfy://{KEY}"',
+        "phone = []",
+    ],
+)
+def test_what_is_wrong_with_it_is_said_without_showing_what_stands_there(tmp_path: Path, text: str) -> None:
+    """The message goes to a log that is shown to others."""
+    with pytest.raises(BadSetting) as refused:
+        read_targets(targets(tmp_path, text))
+    assert KEY not in f"{refused.value.what} {refused.value.where} {refused.value.remedy}".replace(str(tmp_path), "")
 
 
-@pytest.mark.parametrize("length", [0, 1])
-def test_rows_of_hardly_a_token_are_padded_too(length: int) -> None:
-    """A row too short to have a target is harmless, not a crash."""
-    found = Targets.joined([[document(*[5] * length)]], width=8)
-    assert (found.count, found.filled) == (0, 0)
-    assert found.inputs.tolist() == [[0] * 8]
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    """It could be changed by whoever owns its place."""
+    targets(tmp_path, 'phone = "ntfy://x"').rename(tmp_path / "real")
+    (tmp_path / "notify.toml").symlink_to(tmp_path / "real")
+    with pytest.raises(BadSetting, match="cannot be read"):
+        read_targets(tmp_path / "notify.toml")
 
 
-def test_numbers_of_targets_are_few_and_little_waste() -> None:
-    """Each filling row is projected for nothing."""
-    sizes = {count: GRID["cpu"].targets(count, 1 << 20) for count in range(1, 20_000)}
-    assert all(count <= size < max(33, 1.125 * count + 1) + 31 * (count < 256) for count, size in sizes.items())
-    assert all(size % 32 == 0 for size in sizes.values())
-    assert len(set(sizes.values())) < 80
-    assert GRID["cpu"].targets(0, 8) == 32
-
-
-@pytest.mark.parametrize("backend", ["cuda", "metal"])
-def test_a_gpu_compiles_at_most_four_numbers_of_targets_for_a_shape(backend: Name) -> None:
-    """Each is compiled anew and never forgotten: rows of one width differed in little else."""
-    sizes = {GRID[backend].targets(count, 704) for count in range(705)}
-    assert sizes == {176, 352, 528, 704}
-    assert GRID[backend].targets(704, 704) == 704
-    rows = [document(*range(1, 300)), document(*range(1, 90))]
-    found = Targets.joined([rows], 416, GRID[backend])
-    assert (found.rows.size, found.count) == (416, 386)
+def test_a_job_may_name_targets_that_there_are(tmp_path: Path) -> None:
+    """Better refused when it is submitted than silent in the morning."""
+    file = targets(tmp_path, 'phone = "ntfy://x"\nmail = "mailto://y"\n')
+    check_targets(["phone", "mail"], file)
+    check_targets([], tmp_path / "none.toml")
+    with pytest.raises(JobRejected, match="'fone'") as refused:
+        check_targets(["phone", "fone"], file)
+    assert "There are: mail, phone." in str(refused.value.remedy)
+    assert refused.value.where == "notify"
+    with pytest.raises(JobRejected, match="can be read by others"):
+        check_targets(["phone"], targets(tmp_path, 'phone = "ntfy://x"', 0o644))

@@ -16,6 +16,7 @@ from qlora_engine.job.hours import Hours
 from qlora_engine.settings import EngineSettings
 
 PREFIX = "QLORAD_"
+NOTICES = ("done", "failed", "held", "stalled")
 
 
 class Settings(EngineSettings):
@@ -77,6 +78,16 @@ class Settings(EngineSettings):
     keep_rejected: int = Field(
         default=200, ge=1, le=100_000, description="rejected files and folders that are kept in jobs/rejected"
     )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_535,
+        description="serve Prometheus metrics there, to this machine alone; off when unset",
+    )
+    notify: SecretStr | None = Field(
+        default=None, description="who is told of every job: targets of notify.toml, or addresses of apprise; by spaces"
+    )
+    notify_on: str = Field(default=" ".join(NOTICES), description="of what messages tell")
     log_bytes: int = Field(default=10_000_000, ge=10_000, description="size at which the service log is rotated")
     log_files: int = Field(default=5, ge=1, le=1000, description="rotated service logs that are kept")
 
@@ -84,6 +95,13 @@ class Settings(EngineSettings):
     @classmethod
     def _empty_means_unset(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value and value.get_secret_value().strip() else None
+
+    @field_validator("notify_on")
+    @classmethod
+    def _are_notices(cls, value: str) -> str:
+        if unknown := [word for word in value.split() if word not in NOTICES]:
+            raise ValueError(f"{unknown[0]!r:.40} is none of {', '.join(NOTICES)}")
+        return value
 
     @field_validator("training_hours")
     @classmethod
