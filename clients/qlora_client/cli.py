@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from qlora_client.commands import jobs, models, queue, service, submitting, trying, upkeep
+from qlora_client.commands import jobs, models, queue, service, submitting, trying, upkeep, watching
 from qlora_client.commands.common import plain_home
 from qlora_client.failures import report, report_unexpected
 from qlora_engine.job.errors import Exit, QloradError
@@ -47,6 +47,7 @@ def _options(
 
 app.command()(submitting.submit)
 app.command()(submitting.validate)
+app.command()(watching.top)
 app.command("ls")(jobs.list_jobs)
 app.command()(jobs.show)
 app.command()(jobs.logs)

@@ -37,12 +37,16 @@ def make_console(*, stderr: bool = False) -> Console:
     )  # fmt: skip
 
 
-def job_lines(jobs: Sequence[Summary]) -> Iterator[Text]:
+def job_lines(jobs: Sequence[Summary], now: datetime | None = None) -> Iterator[Text]:
     """Jobs with their state, progress, priority, age and reason, aligned, under a line of headings.
 
     By hand, since rich lays out a table of 10,000 rows in eight seconds.
+
+    Args:
+        jobs: in the order of their lines.
+        now: the time; by default that of the clock.
     """
-    now = datetime.now(UTC)
+    now = now or datetime.now(UTC)
     rows = [
         (
             plain(job.id, 120),
@@ -87,7 +91,13 @@ def models_table(models: Iterable[ModelInfo]) -> Table:
 
 
 def job_view(
-    job: JobRecord, run: RunFolder, progress: Progress, reports: Sequence[Event], waits: str | None = None
+    job: JobRecord,
+    run: RunFolder,
+    progress: Progress,
+    reports: Sequence[Event],
+    *,
+    waits: str | None = None,
+    curve: Sequence[Text] = (),
 ) -> RenderableType:
     """One job in full.
 
@@ -97,6 +107,7 @@ def job_view(
         progress: told from its events.
         reports: its last `training.report` and `validation` events, oldest first.
         waits: what it waits for, if it waits for its turn.
+        curve: of its losses, drawn.
     """
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
@@ -104,7 +115,7 @@ def job_view(
     for name, value in _facts(job, run, progress, reports, waits):
         facts.add_row(name, value if isinstance(value, Text) else Text(value))
     title = Text(plain(job.id), style="bold")
-    return Group(title, facts)
+    return Group(title, facts, *([Text()] if curve else []), *curve)
 
 
 def _facts(
@@ -125,7 +136,8 @@ def _facts(
     if progress.tokens_per_second is not None:
         yield "speed", f"{progress.tokens_per_second:,.0f} tokens/s"
     if progress.peak_gb is not None:
-        yield "memory", f"{progress.memory_gb or 0:.2f} GB, at most {progress.peak_gb:.2f} GB"
+        limit = f", {progress.limit_gb:.1f} GB may be used" if progress.limit_gb else ""
+        yield "memory", f"{progress.memory_gb or 0:.2f} GB, at most {progress.peak_gb:.2f} GB{limit}"
     if losses := _losses(reports):
         yield "last losses", losses
     if progress.first_validation and progress.validation:
@@ -169,6 +181,7 @@ def _files(run: RunFolder) -> Iterable[tuple[str, str]]:
     yield "folder", plain(run.path)
     for name, path in (
         ("adapters", run.adapters),
+        ("report", run.report),
         ("checkpoints", run.checkpoints),
         ("job file", run.job_file()),
         ("events", run.events),
