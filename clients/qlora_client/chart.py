@@ -160,10 +160,10 @@ def _rows(cells: _Cells, scale: _Scale, *, dots: bool) -> Iterator[Text]:
     tick, line = ("┤", "│") if dots else ("+", "|")
     for row in range(scale.height):
         label = _number(labelled[row]) if row in labelled else ""
-        text = Text(f"{label:>{_LABEL}} ", style="dim").append(tick if row in labelled else line)
+        text = Text().append(f"{label:>{_LABEL}} {tick if row in labelled else line}", style="dim")
         for column in range(scale.across.width):
             character, style = cells.get((row, column), (" ", ""))
-            text.append(character, style=f"not dim {style}".strip())
+            text.append(character, style=style)
         yield text
 
 
@@ -188,4 +188,4 @@ def bar(share: float, width: int, *, dots: bool = True) -> Text:
     """
     done = round(min(1.0, max(0.0, share)) * width)
     full, rest = ("━", "╌") if dots else ("#", "-")
-    return Text(full * done, style="green").append(rest * (width - done), style="dim not green")
+    return Text().append(full * done, style="green").append(rest * (width - done), style="dim")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from qlora_client.commands import jobs, models, queue, service, submitting, trying, upkeep, watching
+from qlora_client.commands import comparing, jobs, models, queue, service, submitting, trying, upkeep, watching
 from qlora_client.commands.common import plain_home
 from qlora_client.failures import report, report_unexpected
 from qlora_engine.job.errors import Exit, QloradError
@@ -52,6 +52,7 @@ app.command("ls")(jobs.list_jobs)
 app.command()(jobs.show)
 app.command()(jobs.logs)
 app.command("report")(jobs.write_report)
+app.command()(comparing.compare)
 app.command()(jobs.cancel)
 app.command()(queue.hold)
 app.command()(queue.release)

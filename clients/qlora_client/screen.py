@@ -36,8 +36,14 @@ def keep_drawing(console: Console, frame: Frame, every: float) -> None:
     with ended_by_signals(), Screen(console) as screen:
         while True:
             screen.draw(frame(*screen.size()))
-            if screen.wait(every) in _QUIT:
+            keys = screen.wait(every)
+            if keys is not None and asks_to_quit(keys):
                 return
+
+
+def asks_to_quit(keys: str) -> bool:
+    """Whether one of the keys that were typed ends the view; an arrow's sequence begins as Escape does."""
+    return keys in _QUIT or (not keys.startswith("\x1b") and not _QUIT.isdisjoint(keys))
 
 
 class Screen:
@@ -75,7 +81,7 @@ class Screen:
         self._shown = encoded
 
     def wait(self, seconds: float) -> str | None:
-        """Wait for a key; None when the time is over, or a signal came: after a resize, all is drawn anew."""
+        """Wait for keys; None when the time is over, or a signal came: after a resize, all is drawn anew."""
         inputs = [self._wake] if self._keyboard is None else [self._wake, self._keyboard]
         ready, _, _ = select.select(inputs, [], [], seconds)
         if self._wake in ready:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -38,7 +39,7 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 def job_lines(jobs: Sequence[Summary], now: datetime | None = None) -> Iterator[Text]:
-    """Jobs with their state, progress, priority, age and reason, aligned, under a line of headings.
+    """Jobs with their state, progress, age, and what speaks for and against their turn, under a line of headings.
 
     By hand, since rich lays out a table of 10,000 rows in eight seconds.
 
@@ -52,13 +53,12 @@ def job_lines(jobs: Sequence[Summary], now: datetime | None = None) -> Iterator[
             plain(job.id, 120),
             str(job.state),
             f"{job.step}/{job.steps}" if job.steps else "",
-            _place(job),
-            duration((now - job.created).total_seconds()),
-            plain(job.reason, 200),
+            " ".join(duration((now - job.created).total_seconds()).split()[:2]),
+            _why(job),
         )
         for job in jobs
     ]
-    headings = ("ID", "STATE", "STEP", "PRIORITY", "AGE", "WHY")
+    headings = ("ID", "STATE", "STEP", "AGE", "WHY")
     *widths, _ = (max(map(len, column)) for column in zip(headings, *rows, strict=True))
     yield Text("  ".join((*map(str.ljust, headings, widths), headings[-1])), style="dim")
     for row in rows:
@@ -69,9 +69,9 @@ def job_lines(jobs: Sequence[Summary], now: datetime | None = None) -> Iterator[
         yield line
 
 
-def _place(job: Summary) -> str:
-    urgent = ["urgent"] if job.urgent else []
-    return " ".join([*urgent, *([str(job.priority)] if job.priority else [])])
+def _why(job: Summary) -> str:
+    parts = ("urgent" if job.urgent else "", f"priority {job.priority}" if job.priority else "", plain(job.reason, 200))
+    return " · ".join(filter(None, parts))
 
 
 def print_jobs(console: Console, jobs: Sequence[Summary]) -> None:
@@ -178,7 +178,7 @@ def _times(job: JobRecord) -> str:
 
 def _files(run: RunFolder) -> Iterable[tuple[str, str]]:
     """What lies in the run folder now, the result first."""
-    yield "folder", plain(run.path)
+    yield "folder", _short(run.path)
     for name, path in (
         ("adapters", run.adapters),
         ("report", run.report),
@@ -188,7 +188,13 @@ def _files(run: RunFolder) -> Iterable[tuple[str, str]]:
         ("output", run.output),
     ):
         if path is not None and path.exists() and (path.is_file() or any(path.iterdir())):
-            yield name, plain(path)
+            yield name, _short(path)
+
+
+def _short(path: Path) -> str:
+    """A path as a shell takes it, `~` in place of the user's home."""
+    home = Path.home()
+    return plain(f"~/{path.relative_to(home)}" if path.is_relative_to(home) else path)
 
 
 def _table(*columns: str) -> Table:

@@ -12,13 +12,14 @@ from qlora_client.lines import state_style, styled_line
 from qlora_client.listing import Summary
 from qlora_client.progress import Progress
 from qlora_client.top.look import View
-from qlora_engine.job.states import State
+from qlora_engine.job.states import ACTIVE, State
 from qlora_engine.job.text import duration, local_time, plain
 
 _SHARE = 4  # queue and events may take a fourth of the free lines each, before the curve gets its room
 _MOST_CURVE = 16  # lines; a higher one shows no more
 _MOST_TROUBLES = 3
 _BAR = 24  # cells
+_STATES = (*(state for state in State if state in ACTIVE), *(state for state in State if state not in ACTIVE))
 _ROOMY = 40  # lines; from there on the parts are set apart
 _SNAPSHOT = 44  # lines, where no terminal says how many there are
 
@@ -55,14 +56,14 @@ def page(view: View, look: Look) -> list[Text]:
 
 
 def _head(view: View, look: Look) -> Iterator[Text]:
-    line = Text("qlorad", style="bold")
+    line = Text().append("qlorad", style="bold")
     if view.service.started is not None:
-        line.append(f"  runs since {duration((view.now - view.service.started).total_seconds())}", style="not bold")
-    counts = [f"{view.counts[state]} {state}" for state in State if view.counts.get(state)]
-    line.append(f"   {' · '.join(counts) or 'no jobs yet'}", style="not bold")
+        line.append(f"  runs since {duration((view.now - view.service.started).total_seconds())}")
+    counts = [f"{view.counts[state]} {state}" for state in _STATES if view.counts.get(state)]
+    line.append(f"   {' · '.join(counts) or 'no jobs yet'}")
     clock = local_time(view.now)
     line.truncate(look.width - len(clock) - 1, overflow="ellipsis")
-    yield line.append(f"{clock:>{look.width - line.cell_len}}", style="dim not bold")
+    yield line.append(f"{clock:>{look.width - line.cell_len}}", style="dim")
     for trouble in view.service.troubles[:_MOST_TROUBLES]:
         yield Text(plain(trouble), style="yellow")
 
@@ -72,12 +73,12 @@ def _job(view: View, look: Look) -> Iterator[Text]:
     if job is None:
         yield from _nothing_trains(view)
         return
-    title = Text(plain(job.id, 120), style="bold").append(f"  {job.state}", style=f"not bold {state_style(job.state)}")
+    title = Text().append(plain(job.id, 120), style="bold").append(f"  {job.state}", style=state_style(job.state))
     if now.phase:
-        title.append(f"  {plain(now.phase, 30)}", style="not bold dim")
+        title.append(f"  {plain(now.phase, 30)}", style="dim")
     yield title
     yield _steps(job, now, look)
-    yield Text(_losses(now), style="")
+    yield Text(_losses(now))
     if now.memory_gb is not None:
         yield _memory(now, look)
 
@@ -85,9 +86,9 @@ def _job(view: View, look: Look) -> Iterator[Text]:
 def _nothing_trains(view: View) -> Iterator[Text]:
     yield Text("Nothing trains." if view.counts else "There are no jobs yet. Make one: qlora submit FILE")
     if view.ended is not None:
-        line = Text("last ended: ", style="dim").append(plain(view.ended.id, 120), style="not dim")
-        line.append(f"  {view.ended.state}", style=f"not dim {state_style(view.ended.state)}")
-        yield line.append(f"  {plain(view.ended.reason, 200)}", style="not dim")
+        line = Text().append("last ended: ", style="dim").append(plain(view.ended.id, 120))
+        line.append(f"  {view.ended.state}", style=state_style(view.ended.state))
+        yield line.append(f"  {plain(view.ended.reason, 200)}")
 
 
 def _steps(job: Summary, now: Progress, look: Look) -> Text:
@@ -113,8 +114,8 @@ def _losses(now: Progress) -> str:
 
 def _memory(now: Progress, look: Look) -> Text:
     used, limit = now.memory_gb or 0.0, now.limit_gb
-    line = bar(used / limit, _BAR, dots=look.dots).append(f" {used / limit:4.0%}") if limit else Text("memory")
-    line.append(f"  {used:.2f}{f' of {limit:.1f}' if limit else ''} GB")
+    line = bar(used / limit, _BAR, dots=look.dots).append(f" {used / limit:4.0%}") if limit else Text()
+    line.append(f"  {used:.2f}{f' of {limit:.1f}' if limit else ''} GB of memory")
     return line.append(f", at most {now.peak_gb:.2f}") if now.peak_gb is not None else line
 
 
@@ -130,9 +131,9 @@ def _queue(view: View, look: Look, most: int) -> list[Text]:
     if not view.waiting:
         return [Text("Queue: empty", style="dim")]
     shown = view.waiting[:most]
-    heading = Text("Queue", style="bold")
+    heading = Text().append("Queue", style="bold")
     if view.waits > len(shown):
-        heading.append(f"  the first {len(shown)} of {view.waits:,}", style="not bold dim")
+        heading.append(f"  the first {len(shown)} of {view.waits:,}", style="dim")
     return [heading, *_waiting(shown, look)]
 
 
@@ -141,14 +142,14 @@ def _waiting(jobs: Sequence[Summary], look: Look) -> Iterator[Text]:
     for turn, job in enumerate(jobs, 1):
         number = str(turn) if job.state == State.QUEUED else "–" if look.dots else "-"
         place = " ".join([*(["urgent"] if job.urgent else []), *([f"{job.priority:+}"] if job.priority else [])])
-        line = Text(f"{number:>3}  ", style="dim").append(f"{plain(job.id, names):<{names}}", style="not dim")
-        line.append(f"  {job.state:<8}", style=f"not dim {state_style(job.state)}")
+        line = Text().append(f"{number:>3}  ", style="dim").append(f"{plain(job.id, names):<{names}}")
+        line.append(f"  {job.state:<8}", style=state_style(job.state))
         why = plain(job.reason, 200) or ("next" if turn == 1 else "")
-        yield line.append(f"  {place}{'  ' if place else ''}{why}", style="not dim")
+        yield line.append(f"  {place}{'  ' if place else ''}{why}")
 
 
 def _events(view: View, lines: int) -> list[Text]:
     if lines < 2 or not view.events:
         return []
     newest = view.events[-(lines - 1) :]
-    return [Text("Events", style="bold"), *(styled_line(event, with_job=True) for event in newest)]
+    return [Text("Events", style="bold"), *(styled_line(event, with_job=True, short=True) for event in newest)]
