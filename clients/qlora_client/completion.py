@@ -10,8 +10,11 @@ from qlora_engine.job.folder import JOB_ID
 MOST = 200  # more than a person reads; the newest
 
 
-def job_ids(incomplete: str) -> list[str]:
-    """Ids that begin with what was typed, or, if there are none, that contain it; the newest first."""
+def job_ids(_context: object, _parameter: object, incomplete: str) -> list[str]:
+    """Ids that begin with what was typed, or, if there are none, that contain it; the newest first.
+
+    Bash puts the only one that contains it in its place; zsh and fish pass over what does not begin with it.
+    """
     try:
         names = os.listdir(plain_home().runs)  # noqa: PTH208  # Path objects for 10,000 entries cost more
     except OSError:
@@ -21,7 +24,7 @@ def job_ids(incomplete: str) -> list[str]:
     return (begin or [job_id for job_id in ids if incomplete in job_id])[:MOST]
 
 
-def event_names(incomplete: str) -> list[str]:
+def event_names(_context: object, _parameter: object, incomplete: str) -> list[str]:
     """Names of the vocabulary that begin with what was typed."""
     from qlora_engine.job.vocabulary import EVENTS  # noqa: PLC0415
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -73,6 +73,7 @@ class Looking:
         self._log = Tail(home.service_log, last_bytes=_LOG_BYTES)
         self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
         self._feed: RunFeed | None = None
+        self._standing: _Standing | None = None
 
     def look(self, now: datetime | None = None) -> View:
         """What there is to see.
@@ -81,24 +82,23 @@ class Looking:
             OSError: the home cannot be read.
         """
         now = now or datetime.now(UTC)
-        self._table.look(self._read_log())
-        jobs = list(self._table.jobs.values())
-        active = next((job for job in jobs if job.state in ACTIVE), None)
-        feed = self._follow(active)
+        if self._table.look(self._read_log()) or self._standing is None:
+            self._standing = _standing(self._table.jobs.values())
+        jobs = self._standing
+        feed = self._follow(jobs.active)
         service = service_of(self._home, now)
-        waiting = sorted((job for job in jobs if job.state not in ACTIVE | FINAL), key=_place)
-        shown = [Summary.of(job.record, lambda: service.hindrances, now) for job in waiting[:SHOWN_WAITING]]
+        shown = [Summary.of(job.record, lambda: service.hindrances, now) for job in jobs.waiting[:SHOWN_WAITING]]
         return View(
             now=now,
             service=service,
-            counts=Counter(job.state for job in jobs),
-            active=active,
-            ended=max((job for job in jobs if job.state in FINAL), key=_end, default=None),
+            counts=jobs.counts,
+            active=jobs.active,
+            ended=jobs.ended,
             progress=feed.progress if feed else Progress(),
             losses=feed.losses.points() if feed else (),
             validations=feed.validations.points() if feed else (),
             waiting=shown,
-            waits=len(waiting),
+            waits=len(jobs.waiting),
             events=tuple(self._events),
         )
 
@@ -126,6 +126,25 @@ class Looking:
             self._feed = self._feed or RunFeed(self._home.run(active.id))
             self._feed.look()
         return self._feed
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """How the jobs stand, worked out only when one has changed."""
+
+    counts: Mapping[str, int]
+    active: Summary | None
+    ended: Summary | None
+    waiting: Sequence[Summary]
+
+
+def _standing(jobs: Collection[Summary]) -> _Standing:
+    return _Standing(
+        counts=Counter(job.state for job in jobs),
+        active=next((job for job in jobs if job.state in ACTIVE), None),
+        ended=max((job for job in jobs if job.state in FINAL), key=_end, default=None),
+        waiting=sorted((job for job in jobs if job.state not in ACTIVE | FINAL), key=_place),
+    )
 
 
 _TURNS: dict[str, int] = {State.QUEUED: 0, State.ACCEPTED: 1, State.BLOCKED: 2}  # the others wait for a person

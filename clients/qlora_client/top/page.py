@@ -59,7 +59,7 @@ def _head(view: View, look: Look) -> Iterator[Text]:
     line = Text().append("qlorad", style="bold")
     if view.service.started is not None:
         line.append(f"  runs since {duration((view.now - view.service.started).total_seconds())}")
-    counts = [f"{view.counts[state]} {state}" for state in _STATES if view.counts.get(state)]
+    counts = [f"{view.counts[state]:,} {state}" for state in _STATES if view.counts.get(state)]
     line.append(f"   {' · '.join(counts) or 'no jobs yet'}")
     clock = local_time(view.now)
     line.truncate(look.width - len(clock) - 1, overflow="ellipsis")
@@ -114,8 +114,8 @@ def _losses(now: Progress) -> str:
 
 def _memory(now: Progress, look: Look) -> Text:
     used, limit = now.memory_gb or 0.0, now.limit_gb
-    line = bar(used / limit, _BAR, dots=look.dots).append(f" {used / limit:4.0%}") if limit else Text()
-    line.append(f"  {used:.2f}{f' of {limit:.1f}' if limit else ''} GB of memory")
+    line = bar(used / limit, _BAR, dots=look.dots).append(f" {used / limit:4.0%}  ") if limit else Text()
+    line.append(f"{used:.2f}{f' of {limit:.1f}' if limit else ''} GB of memory")
     return line.append(f", at most {now.peak_gb:.2f}") if now.peak_gb is not None else line
 
 
