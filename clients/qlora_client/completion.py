@@ -7,24 +7,27 @@ import os
 from qlora_client.home import plain_home
 from qlora_engine.job.folder import JOB_ID
 
-MOST = 200  # more than a person reads; the newest
+MOST = 100  # more than a person reads; the newest
+_TIME = len("20261122-143501-")  # of an id, before the job's name
 
 
-def job_ids(_context: object, _parameter: object, incomplete: str) -> list[str]:
-    """Ids that begin with what was typed, or, if there are none, that contain it; the newest first.
+def job_ids(incomplete: str) -> list[str]:
+    """Ids that begin with what was typed, the newest first; if there are none, names of jobs that do.
 
-    Bash puts the only one that contains it in its place; zsh and fish pass over what does not begin with it.
+    A name is offered where no other id contains it, since it is then as good as the id.
     """
     try:
         names = os.listdir(plain_home().runs)  # noqa: PTH208  # Path objects for 10,000 entries cost more
     except OSError:
         return []  # a shell that completes has no place for an error
     ids = sorted((name for name in names if JOB_ID.fullmatch(name)), reverse=True)
-    begin = [job_id for job_id in ids if job_id.startswith(incomplete)]
-    return (begin or [job_id for job_id in ids if incomplete in job_id])[:MOST]
+    if begin := [job_id for job_id in ids if job_id.startswith(incomplete)]:
+        return begin[:MOST]
+    named = [job_id[_TIME:] for job_id in ids if job_id[_TIME:].startswith(incomplete)]
+    return [name for name in named[:MOST] if sum(name in job_id for job_id in ids) == 1]
 
 
-def event_names(_context: object, _parameter: object, incomplete: str) -> list[str]:
+def event_names(incomplete: str) -> list[str]:
     """Names of the vocabulary that begin with what was typed."""
     from qlora_engine.job.vocabulary import EVENTS  # noqa: PLC0415
 

@@ -63,7 +63,9 @@ class JobTable:
             self.jobs.pop(job_id, None)
             del self._signatures[job_id]
         if changed or gone:
-            self._open = deque(job_id for job_id in self._signatures if self._may_change(job_id))
+            known = set(self._open)
+            ahead = [*self._open, *(job_id for job_id in changed if job_id not in known)]
+            self._open = deque(job_id for job_id in ahead if self._may_change(job_id))
         return bool(changed or gone)
 
     def newest_first(self) -> list[Summary]:
@@ -72,7 +74,7 @@ class JobTable:
 
     def _may_change(self, job_id: str) -> bool:
         job = self.jobs.get(job_id)
-        return job is None or job.state not in FINAL
+        return job_id in self._signatures and (job is None or job.state not in FINAL)
 
     def _list(self) -> bool:
         """List the folder of runs if it has changed; returns whether it was listed."""

@@ -118,7 +118,7 @@ def wanted_events(names: Iterable[str] = (), since: datetime | None = None) -> W
         if not any(fnmatchcase(known, name) for known in EVENTS):
             import difflib  # noqa: PLC0415
 
-            near = difflib.get_close_matches(name, EVENTS, 1)
+            near = difflib.get_close_matches(name, EVENTS, 1, cutoff=0.75)
             raise BadFilter(
                 f"No event is named {name!r:.80}.",
                 where="--event",

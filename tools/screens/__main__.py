@@ -36,7 +36,7 @@ from screens.home import DAEMON, NOW, TRAINS, make
 FOLDER = Path(__file__).parents[2] / "docs" / "screens"
 SIZES = {80: 24, 120: 36}  # columns: lines
 # The page that shows a picture must not ask a server for a font.
-FORMAT = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+FORMAT = re.sub(r"@font-face \{\{.*?\}\}\s*|<!--.*?-->\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 Draw = Callable[[Home, int, int], Iterable[RenderableType]]
 

@@ -25,7 +25,7 @@ JobId = Annotated[
     typer.Argument(
         metavar="ID",
         help="The job's id, or any part of it that no other has.",
-        shell_complete=completion.job_ids,
+        autocompletion=completion.job_ids,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

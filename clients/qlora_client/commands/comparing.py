@@ -19,7 +19,7 @@ WIDEST = 120  # columns of a curve
 def compare(
     jobs: Annotated[
         list[str],
-        typer.Argument(metavar="ID...", help="Two jobs or more.", shell_complete=completion.job_ids),
+        typer.Argument(metavar="ID...", help="Two jobs or more.", autocompletion=completion.job_ids),
     ],
     plot: Annotated[Path | None, typer.Option(help="Draw the losses: a .svg, .png or .pdf file.")] = None,
     as_json: AsJson = False,

@@ -111,7 +111,7 @@ def show(job: JobId, as_json: AsJson = False) -> None:
 def logs(
     job: Annotated[
         str | None,
-        typer.Argument(metavar="ID", help="A job; without it, the service log.", shell_complete=completion.job_ids),
+        typer.Argument(metavar="ID", help="A job; without it, the service log.", autocompletion=completion.job_ids),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended, or Ctrl-C.")] = False,
     names: Annotated[
@@ -119,7 +119,7 @@ def logs(
         typer.Option(
             "--event",
             help="Only events with this name, or pattern ('training.*'); may be given again.",
-            shell_complete=completion.event_names,
+            autocompletion=completion.event_names,
         ),
     ] = None,
     since: Annotated[str | None, typer.Option(help="Only what happened since: 90m, 2h, 3d ago, or a time.")] = None,

@@ -106,7 +106,7 @@ def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
 
 
 def _data(file: Mapping[str, Any]) -> str:
-    return f"{file['rows']} rows, {str(file['sha256'])[:8]}"
+    return f"{file.get('rows')} rows, {str(file.get('sha256'))[:8]}"
 
 
 def _results(
