@@ -20,8 +20,9 @@ LEAST_WIDTH, LEAST_HEIGHT = 24, 4  # cells; below that nothing can be read from 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column in a cell
 _ACROSS, _DOWN = 2, 4
 _LABEL = 6  # cells of a label of the upright axis
-_MOST_SHOWN = 0.98  # share of the losses that the axis must hold, where the rest is far above
-_FAR = 2.0  # times the range of those
+_MOST_SHOWN = 0.9  # share of the losses that the axis must hold, where the others are far above
+_FAR = 2.0  # times the range of those: as at the start of a long run, or after a spike
+_ABOVE = "^"  # stands at the top for a mark that lies above the axis
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,10 @@ class _Scale:
 
     def places(self, points: Sequence[Point], across: int = 1, down: int = 1) -> list[tuple[int, int]]:
         """Columns and rows of points, so many a cell; a loss beyond the axis is at its end."""
-        return [(column, self._row(loss, down)) for column, loss in self.across.means(points, across)]
+        return [(column, self.row(loss, down)) for column, loss in self.across.means(points, across)]
 
-    def _row(self, loss: float, each: int) -> int:
+    def row(self, loss: float, each: int) -> int:
+        """The row of a loss from the top, so many a cell."""
         share = (self.high - loss) / (self.high - self.low)
         return round(min(1.0, max(0.0, share)) * (self.height * each - 1))
 
@@ -124,7 +126,7 @@ def _limits(losses: Sequence[float]) -> tuple[float, float]:
     low, high = losses[0], losses[-1]
     most = losses[int(_MOST_SHOWN * (len(losses) - 1))]
     if high - low > _FAR * (most - low) > 0:
-        high = most
+        high = most + 0.5 * (most - low)
     room = 0.02 * (high - low) or 0.05 * abs(high) or 1.0
     return low - room, high + room
 
@@ -152,7 +154,10 @@ def _lettered(one: Series, scale: _Scale) -> _Cells:
 
 
 def _marks(one: Series, scale: _Scale) -> _Cells:
-    return {(row, column): (one.mark, one.style) for column, row in scale.places(one.points)}
+    return {
+        (scale.row(loss, 1), column): (one.mark if loss <= scale.high else _ABOVE, one.style)
+        for column, loss in scale.across.means(one.points, 1)
+    }
 
 
 def _rows(cells: _Cells, scale: _Scale, *, dots: bool) -> Iterator[Text]:

@@ -63,12 +63,13 @@ def progress_of(events: Iterable[Event]) -> Progress:
     return functools.reduce(after, events, Progress())
 
 
-def after(progress: Progress, event: Event) -> Progress:  # noqa: PLR0911  # one case a kind of event
+def after(progress: Progress, event: Event) -> Progress:  # noqa: PLR0911, PLR0912  # one case a kind of event
     """The progress after one more event. Values of an unexpected type count as absent."""
     attempt = _whole(event.get("attempt")) or progress.attempt
     if attempt < progress.attempt:
         return progress  # the last micro-batch of an earlier attempt, which is still the newest in its file
-    progress = replace(progress, attempt=attempt)
+    if attempt > progress.attempt:
+        progress = replace(progress, attempt=attempt)
     match event["event"]:
         case "job.state":
             moved = replace(progress, state=str(event.get("to")), reason=str(event.get("reason") or ""))

@@ -61,6 +61,15 @@ def test_a_spike_does_not_press_the_rest_flat() -> None:
     assert float(rows[0].split()[0]) < 10
 
 
+def test_a_mark_above_the_axis_is_shown_as_such() -> None:
+    """The loss before training is far above all others; it must not be read as a lower one."""
+    level = [Point(step, 2.0 + (step % 2) / 10) for step in range(1, 101)]
+    rows = drawn(Series(level), Series([Point(0, 9.0), Point(50, 2.05)], mark="o", joined=False))
+    assert rows[0][8] == "^"
+    assert sum(row.count("o") for row in rows) == 1
+    assert float(rows[0].split()[0]) < 3
+
+
 @pytest.mark.parametrize("losses", [[2.0], [2.0, 2.0], [0.0, 0.0], [-1e-9, 1e-9], [1e8, 2e8]])
 def test_any_losses_can_be_drawn(losses: list[float]) -> None:
     """The first micro-batch is one point, and a job on one row learns it by heart."""

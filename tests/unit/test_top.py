@@ -206,6 +206,17 @@ def test_the_queue_is_in_the_order_of_turns(home: Home) -> None:
     assert waiting[3].reason == "waits for another"
 
 
+def test_a_job_of_a_newer_version_is_counted_and_not_queued(home: Home) -> None:
+    """The daemon leaves it alone; nothing is known of its turn."""
+    job_id = store(home, 1, State.QUEUED)
+    home.run(job_id).state.write_text('{"format": 99}')
+    looking = Looking(home)
+    view = looking.look()
+    looking.close()
+    assert (dict(view.counts), view.waits) == ({"newer": 1}, 0)
+    assert "1 newer" in text_of(page(view, Look(80, 24)))
+
+
 def test_the_last_events_are_those_of_note(home: Home) -> None:
     """Reports and details of children would drive everything else off the screen."""
     append(home.service_log, event="job.state", job="a")

@@ -143,15 +143,16 @@ def _standing(jobs: Collection[Summary]) -> _Standing:
         counts=Counter(job.state for job in jobs),
         active=next((job for job in jobs if job.state in ACTIVE), None),
         ended=max((job for job in jobs if job.state in FINAL), key=_end, default=None),
-        waiting=sorted((job for job in jobs if job.state not in ACTIVE | FINAL), key=_place),
+        waiting=sorted((job for job in jobs if job.state in _TURNS), key=_place),
     )
 
 
-_TURNS: dict[str, int] = {State.QUEUED: 0, State.ACCEPTED: 1, State.BLOCKED: 2}  # the others wait for a person
+# The states of jobs that wait; those that wait for a person come last.
+_TURNS: dict[str, int] = {State.QUEUED: 0, State.ACCEPTED: 1, State.BLOCKED: 2, State.HELD: 3}
 
 
 def _place(job: Summary) -> tuple[object, ...]:
-    return (_TURNS.get(job.state, 3), *order(job))
+    return (_TURNS[job.state], *order(job))
 
 
 def _end(job: Summary) -> str:

@@ -19,7 +19,8 @@ _SHARE = 4  # queue and events may take a fourth of the free lines each, before 
 _MOST_CURVE = 16  # lines; a higher one shows no more
 _MOST_TROUBLES = 3
 _BAR = 24  # cells
-_STATES = (*(state for state in State if state in ACTIVE), *(state for state in State if state not in ACTIVE))
+# Of which jobs are counted; `newer` are those that a newer qlorad has made.
+_STATES = (*(state for state in State if state in ACTIVE), *(state for state in State if state not in ACTIVE), "newer")
 _ROOMY = 40  # lines; from there on the parts are set apart
 _SNAPSHOT = 44  # lines, where no terminal says how many there are
 
