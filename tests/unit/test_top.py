@@ -19,7 +19,7 @@ from qlora_client.curve import Point
 from qlora_client.listing import Summary
 from qlora_client.progress import Progress
 from qlora_client.top.look import Looking, View
-from qlora_client.top.page import Look, page
+from qlora_client.top.page import Room, page
 from qlora_client.top.service import Service
 from qlora_engine.job.folder import Home
 from qlora_engine.job.lock import held
@@ -65,7 +65,7 @@ def text_of(lines: Sequence[Text]) -> str:
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 36), (200, 60), (60, 16), (40, 10), (20, 5)])
 def test_the_page_has_as_many_lines_as_the_terminal(width: int, height: int) -> None:
     """One too many and the screen scrolls away under its own first line."""
-    lines = page(VIEW, Look(width, height))
+    lines = page(VIEW, Room(width, height))
     assert len(lines) == height
     assert lines[-1].plain == "q quits"
 
@@ -73,7 +73,7 @@ def test_the_page_has_as_many_lines_as_the_terminal(width: int, height: int) -> 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 36)])
 def test_it_says_what_runs_how_far_it_is_and_what_comes_next(width: int, height: int) -> None:
     """Step, losses, speed, memory, time left, curve, queue and events: at 80 columns, too."""
-    text = text_of(page(VIEW, Look(width, height)))
+    text = text_of(page(VIEW, Room(width, height)))
     for part in (
         "runs since 3 h", "1 running · 30 queued · 1,200 done", "20261122-143500-sql-assistant  running  train",
         "31%  step 1,240 of 4,000 · 2 h 18 min left", "loss 0.589 · validation 0.700 at step 1,200, 1.457 at first",
@@ -85,19 +85,19 @@ def test_it_says_what_runs_how_far_it_is_and_what_comes_next(width: int, height:
 
 def test_the_curve_grows_with_the_terminal() -> None:
     """More room is for what a person looks at longest."""
-    rows = [sum("│" in line.plain or "┤" in line.plain for line in page(VIEW, Look(80, height))) for height in (24, 50)]
+    rows = [sum("│" in line.plain or "┤" in line.plain for line in page(VIEW, Room(80, height))) for height in (24, 50)]
     assert rows[1] > rows[0] >= 4
 
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:
     """`LANG=C` over an old ssh: question marks would be all of the curve."""
     view = replace(VIEW, events=[])
-    assert "".join(line.plain for line in page(view, Look(80, 24, dots=False))).replace("·", "").isascii()
+    assert "".join(line.plain for line in page(view, Room(80, 24, dots=False))).replace("·", "").isascii()
 
 
 def test_a_snapshot_ends_where_its_text_ends() -> None:
     """A pipe has no last line to which a screen must be filled."""
-    lines = page(replace(VIEW, waiting=VIEW.waiting[:1], waits=1), Look(120))
+    lines = page(replace(VIEW, waiting=VIEW.waiting[:1], waits=1), Room(120))
     assert "q quits" not in text_of(lines)
     assert lines[-1].plain.strip()
 
@@ -118,7 +118,7 @@ def test_a_snapshot_ends_where_its_text_ends() -> None:
 )
 def test_it_says_plainly_what_is_missing(changes: dict[str, Any], says: str) -> None:
     """An empty screen would leave a person guessing."""
-    assert says in text_of(page(replace(VIEW, **changes), Look(80, 24)))
+    assert says in text_of(page(replace(VIEW, **changes), Room(80, 24)))
 
 
 def test_nothing_that_a_terminal_obeys_gets_through() -> None:
@@ -128,7 +128,7 @@ def test_nothing_that_a_terminal_obeys_gets_through() -> None:
     progress = replace(PROGRESS, phase=HOSTILE)
     view = replace(VIEW, active=bad, ended=bad, waiting=[replace(bad, state="queued")], events=[event] * 9)
     for shown in (replace(view, progress=progress), replace(view, active=None)):
-        text = text_of(page(shown, Look(80, 24)))
+        text = text_of(page(shown, Room(80, 24)))
         assert "\x1b" not in text
         assert "\u202e" not in text
 
@@ -138,7 +138,7 @@ def test_colours_vanish_where_they_are_not_wanted(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("NO_COLOR", "1")
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=80)
-    for line in page(VIEW, Look(80, 24)):
+    for line in page(VIEW, Room(80, 24)):
         console.print(line)
     assert "\x1b[3" not in output.getvalue()
 
@@ -214,7 +214,7 @@ def test_a_job_of_a_newer_version_is_counted_and_not_queued(home: Home) -> None:
     view = looking.look()
     looking.close()
     assert (dict(view.counts), view.waits) == ({"newer": 1}, 0)
-    assert "1 newer" in text_of(page(view, Look(80, 24)))
+    assert "1 newer" in text_of(page(view, Room(80, 24)))
 
 
 def test_the_last_events_are_those_of_note(home: Home) -> None:

@@ -26,7 +26,7 @@ from qlora_client.lines import styled_line
 from qlora_client.listing import Summary, overview
 from qlora_client.records import load_record
 from qlora_client.top.look import Looking
-from qlora_client.top.page import Look, page
+from qlora_client.top.page import Room, page
 from qlora_client.views import job_lines, job_view
 from qlora_engine.job import lock
 from qlora_engine.job.folder import Home
@@ -44,7 +44,7 @@ Draw = Callable[[Home, int, int], Iterable[RenderableType]]
 def _top(home: Home, width: int, height: int) -> Iterable[RenderableType]:
     looking = Looking(home)
     try:
-        return list(_cut(page(looking.look(NOW), Look(width, height)), width))
+        return list(_cut(page(looking.look(NOW), Room(width, height)), width))
     finally:
         looking.close()
 

@@ -19,14 +19,14 @@ _SHARE = 4  # queue and events may take a fourth of the free lines each, before 
 _MOST_CURVE = 16  # lines; a higher one shows no more
 _MOST_TROUBLES = 3
 _BAR = 24  # cells
-# Of which jobs are counted; `newer` are those that a newer qlorad has made.
-_STATES = (*(state for state in State if state in ACTIVE), *(state for state in State if state not in ACTIVE), "newer")
 _ROOMY = 40  # lines; from there on the parts are set apart
 _SNAPSHOT = 44  # lines, where no terminal says how many there are
+# In which jobs are counted, the active ones first; `newer` are those that a newer qlorad has made.
+_STATES = (*(state for state in State if state in ACTIVE), *(state for state in State if state not in ACTIVE), "newer")
 
 
 @dataclass(frozen=True)
-class Look:
+class Room:
     """The terminal that a page is for.
 
     Attributes:
@@ -40,36 +40,36 @@ class Look:
     dots: bool = True
 
 
-def page(view: View, look: Look) -> list[Text]:
+def page(view: View, room: Room) -> list[Text]:
     """The screen from top to bottom; exactly as many lines as there are, where that is known."""
-    head = [*_head(view, look), Text(), *_job(view, look)]
-    foot = [Text("q quits", style="dim")] if look.height else []
-    free = (look.height or _SNAPSHOT) - len(head) - len(foot)
+    head = [*_head(view, room), Text(), *_job(view, room)]
+    foot = [Text("q quits", style="dim")] if room.height else []
+    free = (room.height or _SNAPSHOT) - len(head) - len(foot)
     gap = [Text()] if free > _ROOMY - len(head) else []
-    queue = _queue(view, look, max(1, free // _SHARE))
+    queue = _queue(view, room, max(1, free // _SHARE))
     events_least = max(2, free // _SHARE)
-    curve = _curve(view, look, min(_MOST_CURVE, free - len(queue) - events_least - 1 - 3 * len(gap)))
+    curve = _curve(view, room, min(_MOST_CURVE, free - len(queue) - events_least - 1 - 3 * len(gap)))
     parts = [*curve, *(gap if curve else []), *queue, *gap]
     body = [*parts, *_events(view, free - len(parts))]
-    if look.height is None:
+    if room.height is None:
         return [*head, *body]
-    return [*(head + body + [Text()] * free)[: look.height - len(foot)], *foot]
+    return [*(head + body + [Text()] * free)[: room.height - len(foot)], *foot]
 
 
-def _head(view: View, look: Look) -> Iterator[Text]:
+def _head(view: View, room: Room) -> Iterator[Text]:
     line = Text().append("qlorad", style="bold")
     if view.service.started is not None:
         line.append(f"  runs since {duration((view.now - view.service.started).total_seconds())}")
     counts = [f"{view.counts[state]:,} {state}" for state in _STATES if view.counts.get(state)]
     line.append(f"   {' · '.join(counts) or 'no jobs yet'}")
     clock = local_time(view.now)
-    line.truncate(look.width - len(clock) - 1, overflow="ellipsis")
-    yield line.append(f"{clock:>{look.width - line.cell_len}}", style="dim")
+    line.truncate(room.width - len(clock) - 1, overflow="ellipsis")
+    yield line.append(f"{clock:>{room.width - line.cell_len}}", style="dim")
     for trouble in view.service.troubles[:_MOST_TROUBLES]:
         yield Text(plain(trouble), style="yellow")
 
 
-def _job(view: View, look: Look) -> Iterator[Text]:
+def _job(view: View, room: Room) -> Iterator[Text]:
     job, now = view.active, view.progress
     if job is None:
         yield from _nothing_trains(view)
@@ -78,10 +78,10 @@ def _job(view: View, look: Look) -> Iterator[Text]:
     if now.phase:
         title.append(f"  {plain(now.phase, 30)}", style="dim")
     yield title
-    yield _steps(job, now, look)
+    yield _steps(job, now, room)
     yield Text(_losses(now))
     if now.memory_gb is not None:
-        yield _memory(now, look)
+        yield _memory(now, room)
 
 
 def _nothing_trains(view: View) -> Iterator[Text]:
@@ -92,11 +92,11 @@ def _nothing_trains(view: View) -> Iterator[Text]:
         yield line.append(f"  {plain(view.ended.reason, 200)}")
 
 
-def _steps(job: Summary, now: Progress, look: Look) -> Text:
+def _steps(job: Summary, now: Progress, room: Room) -> Text:
     step, steps = max(job.step, now.step), now.steps or job.steps
     if not steps:
         return Text("before its first micro-batch", style="dim")
-    line = bar(step / steps, _BAR, dots=look.dots).append(f" {step / steps:4.0%}", style="bold")
+    line = bar(step / steps, _BAR, dots=room.dots).append(f" {step / steps:4.0%}", style="bold")
     line.append(f"  step {step:,} of {steps:,}")
     return line.append(f" · {duration(now.seconds_left)} left") if now.seconds_left is not None else line
 
@@ -113,39 +113,39 @@ def _losses(now: Progress) -> str:
     return " · ".join(parts)
 
 
-def _memory(now: Progress, look: Look) -> Text:
+def _memory(now: Progress, room: Room) -> Text:
     used, limit = now.memory_gb or 0.0, now.limit_gb
-    line = bar(used / limit, _BAR, dots=look.dots).append(f" {used / limit:4.0%}  ") if limit else Text()
+    line = bar(used / limit, _BAR, dots=room.dots).append(f" {used / limit:4.0%}  ") if limit else Text()
     line.append(f"{used:.2f}{f' of {limit:.1f}' if limit else ''} GB of memory")
     return line.append(f", at most {now.peak_gb:.2f}") if now.peak_gb is not None else line
 
 
-def _curve(view: View, look: Look, height: int) -> list[Text]:
+def _curve(view: View, room: Room, height: int) -> list[Text]:
     if height < LEAST_HEIGHT or view.active is None:
         return []
     series = [Series(view.losses, "cyan"), Series(view.validations, "yellow", "o", joined=False)]
     steps = view.progress.steps or view.active.steps
-    return chart(series, look.width, height, steps=steps, dots=look.dots)
+    return chart(series, room.width, height, steps=steps, dots=room.dots)
 
 
-def _queue(view: View, look: Look, most: int) -> list[Text]:
+def _queue(view: View, room: Room, most: int) -> list[Text]:
     if not view.waiting:
         return [Text("Queue: empty", style="dim")]
     shown = view.waiting[:most]
     heading = Text().append("Queue", style="bold")
     if view.waits > len(shown):
         heading.append(f"  the first {len(shown)} of {view.waits:,}", style="dim")
-    return [heading, *_waiting(shown, look)]
+    return [heading, *_waiting(shown, room)]
 
 
-def _waiting(jobs: Sequence[Summary], look: Look) -> Iterator[Text]:
-    names = min(max(len(job.id) for job in jobs), look.width // 2)
+def _waiting(jobs: Sequence[Summary], room: Room) -> Iterator[Text]:
+    names = min(max(len(job.id) for job in jobs), room.width // 2)
     for turn, job in enumerate(jobs, 1):
-        number = str(turn) if job.state == State.QUEUED else "–" if look.dots else "-"
+        number = str(turn) if job.state == State.QUEUED else "–" if room.dots else "-"
         place = " ".join([*(["urgent"] if job.urgent else []), *([f"{job.priority:+}"] if job.priority else [])])
         line = Text().append(f"{number:>3}  ", style="dim").append(f"{plain(job.id, names):<{names}}")
         line.append(f"  {job.state:<8}", style=state_style(job.state))
-        why = plain(job.reason, 200) or ("next" if turn == 1 else "")
+        why = plain(job.reason, 200) or ("next" if number == "1" else "")
         yield line.append(f"  {place}{'  ' if place else ''}{why}")
 
 

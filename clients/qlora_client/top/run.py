@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_client.screen import keep_drawing
 from qlora_client.terminal import has_screen
 from qlora_client.top.look import Looking, View
-from qlora_client.top.page import Look, page
+from qlora_client.top.page import Room, page
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,12 +37,12 @@ def run_top(home: Home, console: Console, *, every: float, once: bool) -> bool:
         if live:
 
             def frame(width: int, height: int) -> list[Text]:
-                return page(looking.look(), Look(width, height, dots))
+                return page(looking.look(), Room(width, height, dots))
 
             keep_drawing(console, frame, every)
         else:
             width = console.width if console.is_terminal else SNAPSHOT_WIDTH
-            for line in page(looking.look(), Look(width, None, dots)):
+            for line in page(looking.look(), Room(width, None, dots)):
                 console.print(line, no_wrap=True, overflow="ellipsis", crop=console.is_terminal)
     finally:
         looking.close()
