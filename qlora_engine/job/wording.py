@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qlora_engine.job.text import duration, plain, size
+from qlora_engine.job.text import duration, local_time, plain, size
 
 if TYPE_CHECKING:  # what writes events costs a client a tenth of a second
     from qlora_engine.job.events import Event
@@ -197,7 +197,8 @@ def _service(event: Event) -> str | None:  # noqa: PLR0911  # one case a kind of
         case "inbox.watching":
             return f"watches {_text(event, 'path')}"
         case "queue.paused":
-            return f"the queue is paused{_have(event, 'until', ' until {}')}"
+            until = f" until {local_time(event['until'], date=True)}" if event.get("until") else ""
+            return f"the queue is paused{until}"
         case "queue.resumed":
             return "the queue is resumed"
         case "library.log":
