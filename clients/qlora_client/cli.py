@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from qlora_client.commands import jobs, making, models, queue, service, submitting, trying, upkeep
+from qlora_client.commands import (
+    comparing,
+    jobs,
+    making,
+    models,
+    queue,
+    service,
+    submitting,
+    trying,
+    upkeep,
+    watching,
+)
 from qlora_client.commands.common import plain_home
 from qlora_client.failures import report, report_unexpected
 from qlora_engine.job.errors import Exit, QloradError
@@ -49,10 +60,12 @@ app.command()(making.init)
 app.command()(submitting.validate)
 app.command()(submitting.submit)
 app.command()(making.schema)
+app.command()(watching.top)
 app.command("ls")(jobs.list_jobs)
 app.command()(jobs.show)
 app.command()(jobs.logs)
 app.command("report")(jobs.write_report)
+app.command()(comparing.compare)
 app.command()(jobs.cancel)
 app.command()(queue.hold)
 app.command()(queue.release)

@@ -28,15 +28,27 @@ class Tail:
     """The lines that are added to a file, which may not exist yet, be cut, or be rotated away.
 
     A line counts when its newline is there. After a rotation the old file is read to its end first.
+
+    Args:
+        path: of the file.
+        at_end: pass over what is there now.
+        last_bytes: pass over all of it but so many bytes; the line that this cuts is passed over, too.
     """
 
-    def __init__(self, path: Path, *, at_end: bool = False) -> None:
+    def __init__(self, path: Path, *, at_end: bool = False, last_bytes: int | None = None) -> None:
         self.path = path
         self._descriptor = -1
         self._offset = 0
         self._rest = b""
-        if at_end and self._open():
-            self._offset = os.fstat(self._descriptor).st_size
+        kept = 0 if at_end else last_bytes
+        if kept is not None and self._open():
+            self._begin_at(max(0, os.fstat(self._descriptor).st_size - kept))
+
+    def _begin_at(self, offset: int) -> None:
+        self._offset = offset
+        if offset and os.pread(self._descriptor, 1, offset - 1) != b"\n":
+            ahead = os.pread(self._descriptor, _LAST_LINE_BYTES, offset)
+            self._offset += ahead.find(b"\n") + 1  # of none that ends so soon, the rest is read as a damaged line
 
     def lines(self) -> Iterator[bytes]:
         """The lines added since the last call, without their newlines."""

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from qlora_client.wanted import EVERY, Wanted
 from qlora_engine.job.folder import JOB_ID
 from qlora_engine.job.formats import RECORD, NewerFormat
 from qlora_engine.job.hindrance import Hindrance, hindering, hindrances_in
@@ -35,17 +36,23 @@ class Summary:
     record: dict[str, Any]
 
     @classmethod
-    def of(cls, record: dict[str, Any], hindrances: Callable[[], tuple[Hindrance, ...]] = tuple) -> Summary:
+    def of(
+        cls,
+        record: dict[str, Any],
+        hindrances: Callable[[], tuple[Hindrance, ...]] = tuple,
+        now: datetime | None = None,
+    ) -> Summary:
         """From a record as it is stored. Raises `ValueError`, `KeyError` or `TypeError` if it is none.
 
         Args:
             record: as JSON has it.
             hindrances: that there are now, asked for if the job waits.
+            now: the time; by default that of the clock.
         """
         return cls(
             id=str(record["id"]),
             state=str(record["state"]),
-            reason=_why(record, hindrances),
+            reason=_why(record, hindrances, now or datetime.now(UTC)),
             priority=int(record["priority"]),
             step=int(record["step"]),
             steps=int(record["steps"]),
@@ -60,12 +67,12 @@ class _Wishes(NamedTuple):
     power: str | None
 
 
-def _why(record: dict[str, Any], hindrances: Callable[[], tuple[Hindrance, ...]]) -> str:
+def _why(record: dict[str, Any], hindrances: Callable[[], tuple[Hindrance, ...]], now: datetime) -> str:
     """Why the job is where it is: of a queued one, what it waits for by the clock, or what hinders it."""
     if record["state"] == State.QUEUED:
         times = [record.get(name) for name in ("not_before", "rests_until")]
         not_before, rests_until = (datetime.fromisoformat(time) if time else None for time in times)
-        if early := too_early(not_before, rests_until, datetime.now(UTC)):
+        if early := too_early(not_before, rests_until, now):
             return early
         wishes = _Wishes(bool(record.get("urgent")), record.get("power"))
         if hindrance := hindering(wishes, hindrances()):
@@ -75,7 +82,7 @@ def _why(record: dict[str, Any], hindrances: Callable[[], tuple[Hindrance, ...]]
 
 @dataclass(frozen=True)
 class Overview:
-    """Jobs, newest first; how many there are in all; run folders whose record cannot be read."""
+    """Jobs, newest first; how many there are in the home; run folders whose record cannot be read."""
 
     jobs: list[Summary]
     total: int
@@ -91,25 +98,33 @@ def job_ids(home: Home) -> list[str]:
     return sorted((name for name in names if JOB_ID.fullmatch(name)), reverse=True)
 
 
-def overview(home: Home, limit: int | None = None) -> Overview:
-    """The newest `limit` jobs, or all. One that vanishes meanwhile is left out."""
+def overview(home: Home, limit: int | None = None, wanted: Wanted = EVERY) -> Overview:
+    """The newest `limit` jobs that are wanted, or all of them. One that vanishes meanwhile is left out."""
     ids = job_ids(home)
     hindrances = cache(lambda: hindrances_in(home))
     jobs: list[Summary] = []
     unreadable: list[str] = []
     for job_id in ids:
-        if limit is not None and len(jobs) == limit:
+        if (limit is not None and len(jobs) == limit) or wanted.is_older(job_id):
             break
         run = home.run(job_id)
         try:
-            jobs.append(_summary(run, hindrances))
+            found = summary_of(run, hindrances)
         except (OSError, ValueError, KeyError, TypeError):
             if run.path.exists():
                 unreadable.append(job_id)
+        else:
+            if wanted.takes(found):
+                jobs.append(found)
     return Overview(jobs, len(ids), unreadable)
 
 
-def _summary(run: RunFolder, hindrances: Callable[[], tuple[Hindrance, ...]]) -> Summary:
+def summary_of(run: RunFolder, hindrances: Callable[[], tuple[Hindrance, ...]] = tuple) -> Summary:
+    """What a line says of the job in a run folder.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: its record cannot be read.
+    """
     with open(run.state, "rb") as file:  # noqa: PTH123  # of 10,000 files
         record = json.loads(file.read())
     try:

@@ -24,6 +24,7 @@ class Progress:
         loss: mean over the last report, nats.
         first_validation, validation: (step, loss) of the first and the last on the validation rows.
         memory_gb, peak_gb: 10^9 bytes.
+        limit_gb: what training may use, or the device has where only that limits it; 10^9 bytes.
         pace: seconds a micro-batch takes.
         adapters: the result's folder, once it is there.
         resumed: the step that the newest attempt went on from, whether exactly, and what had changed.
@@ -40,6 +41,7 @@ class Progress:
     tokens_per_second: float | None = None
     memory_gb: float | None = None
     peak_gb: float | None = None
+    limit_gb: float | None = None
     pace: float | None = None
     first_validation: tuple[int, float] | None = None
     validation: tuple[int, float] | None = None
@@ -61,12 +63,13 @@ def progress_of(events: Iterable[Event]) -> Progress:
     return functools.reduce(after, events, Progress())
 
 
-def after(progress: Progress, event: Event) -> Progress:  # noqa: PLR0911  # one case a kind of event
+def after(progress: Progress, event: Event) -> Progress:  # noqa: PLR0911, PLR0912  # one case a kind of event
     """The progress after one more event. Values of an unexpected type count as absent."""
     attempt = _whole(event.get("attempt")) or progress.attempt
     if attempt < progress.attempt:
         return progress  # the last micro-batch of an earlier attempt, which is still the newest in its file
-    progress = replace(progress, attempt=attempt)
+    if attempt > progress.attempt:
+        progress = replace(progress, attempt=attempt)
     match event["event"]:
         case "job.state":
             moved = replace(progress, state=str(event.get("to")), reason=str(event.get("reason") or ""))
@@ -76,6 +79,9 @@ def after(progress: Progress, event: Event) -> Progress:  # noqa: PLR0911  # one
             return replace(progress, phase=str(event.get("phase")))
         case "phase.ended":
             return replace(progress, phase=None)
+        case "memory.limits":
+            limit = _number(event.get("limit_gb")) or _number(event.get("device_gb"))
+            return replace(progress, limit_gb=limit)
         case "data.loaded":
             return replace(progress, steps=_whole(event.get("steps")) or 0)
         case "training.resumed":
@@ -91,13 +97,17 @@ def after(progress: Progress, event: Event) -> Progress:  # noqa: PLR0911  # one
             return _after_validation(progress, event)
         case "checkpoint.saved":
             return replace(progress, checkpoint_step=_whole(event.get("step")) or 0)
-        case "training.done":
-            folder = event.get("adapters")
-            return replace(progress, phase=None, adapters=str(folder) if folder else None)
-        case "training.failed":
-            trouble = tuple(str(event.get(key) or "") for key in ("what", "where", "remedy"))
-            return replace(progress, phase=None, trouble=(trouble[0], trouble[1], trouble[2]))
+        case "training.done" | "training.failed":
+            return _after_end(progress, event)
     return progress
+
+
+def _after_end(progress: Progress, event: Event) -> Progress:
+    if event["event"] == "training.done":
+        folder = event.get("adapters")
+        return replace(progress, phase=None, adapters=str(folder) if folder else None)
+    what, where, remedy = (str(event.get(key) or "") for key in ("what", "where", "remedy"))
+    return replace(progress, phase=None, trouble=(what, where, remedy))
 
 
 def _after_step(progress: Progress, event: Event) -> Progress:

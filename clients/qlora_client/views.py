@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -37,24 +38,27 @@ def make_console(*, stderr: bool = False) -> Console:
     )  # fmt: skip
 
 
-def job_lines(jobs: Sequence[Summary]) -> Iterator[Text]:
-    """Jobs with their state, progress, priority, age and reason, aligned, under a line of headings.
+def job_lines(jobs: Sequence[Summary], now: datetime | None = None) -> Iterator[Text]:
+    """Jobs with their state, progress, age, and what speaks for and against their turn, under a line of headings.
 
     By hand, since rich lays out a table of 10,000 rows in eight seconds.
+
+    Args:
+        jobs: in the order of their lines.
+        now: the time; by default that of the clock.
     """
-    now = datetime.now(UTC)
+    now = now or datetime.now(UTC)
     rows = [
         (
             plain(job.id, 120),
             str(job.state),
             f"{job.step}/{job.steps}" if job.steps else "",
-            _place(job),
-            duration((now - job.created).total_seconds()),
-            plain(job.reason, 200),
+            " ".join(duration((now - job.created).total_seconds()).split()[:2]),
+            _why(job),
         )
         for job in jobs
     ]
-    headings = ("ID", "STATE", "STEP", "PRIORITY", "AGE", "WHY")
+    headings = ("ID", "STATE", "STEP", "AGE", "WHY")
     *widths, _ = (max(map(len, column)) for column in zip(headings, *rows, strict=True))
     yield Text("  ".join((*map(str.ljust, headings, widths), headings[-1])), style="dim")
     for row in rows:
@@ -65,9 +69,9 @@ def job_lines(jobs: Sequence[Summary]) -> Iterator[Text]:
         yield line
 
 
-def _place(job: Summary) -> str:
-    urgent = ["urgent"] if job.urgent else []
-    return " ".join([*urgent, *([str(job.priority)] if job.priority else [])])
+def _why(job: Summary) -> str:
+    parts = ("urgent" if job.urgent else "", f"priority {job.priority}" if job.priority else "", plain(job.reason, 200))
+    return " · ".join(filter(None, parts))
 
 
 def print_jobs(console: Console, jobs: Sequence[Summary]) -> None:
@@ -87,7 +91,13 @@ def models_table(models: Iterable[ModelInfo]) -> Table:
 
 
 def job_view(
-    job: JobRecord, run: RunFolder, progress: Progress, reports: Sequence[Event], waits: str | None = None
+    job: JobRecord,
+    run: RunFolder,
+    progress: Progress,
+    reports: Sequence[Event],
+    *,
+    waits: str | None = None,
+    curve: Sequence[Text] = (),
 ) -> RenderableType:
     """One job in full.
 
@@ -97,6 +107,7 @@ def job_view(
         progress: told from its events.
         reports: its last `training.report` and `validation` events, oldest first.
         waits: what it waits for, if it waits for its turn.
+        curve: of its losses, drawn.
     """
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
@@ -104,7 +115,7 @@ def job_view(
     for name, value in _facts(job, run, progress, reports, waits):
         facts.add_row(name, value if isinstance(value, Text) else Text(value))
     title = Text(plain(job.id), style="bold")
-    return Group(title, facts)
+    return Group(title, facts, *([Text()] if curve else []), *curve)
 
 
 def _facts(
@@ -125,7 +136,8 @@ def _facts(
     if progress.tokens_per_second is not None:
         yield "speed", f"{progress.tokens_per_second:,.0f} tokens/s"
     if progress.peak_gb is not None:
-        yield "memory", f"{progress.memory_gb or 0:.2f} GB, at most {progress.peak_gb:.2f} GB"
+        limit = f", {progress.limit_gb:.1f} GB may be used" if progress.limit_gb else ""
+        yield "memory", f"{progress.memory_gb or 0:.2f} GB, at most {progress.peak_gb:.2f} GB{limit}"
     if losses := _losses(reports):
         yield "last losses", losses
     if progress.first_validation and progress.validation:
@@ -166,16 +178,23 @@ def _times(job: JobRecord) -> str:
 
 def _files(run: RunFolder) -> Iterable[tuple[str, str]]:
     """What lies in the run folder now, the result first."""
-    yield "folder", plain(run.path)
+    yield "folder", _short(run.path)
     for name, path in (
         ("adapters", run.adapters),
+        ("report", run.report),
         ("checkpoints", run.checkpoints),
         ("job file", run.job_file()),
         ("events", run.events),
         ("output", run.output),
     ):
         if path is not None and path.exists() and (path.is_file() or any(path.iterdir())):
-            yield name, plain(path)
+            yield name, _short(path)
+
+
+def _short(path: Path) -> str:
+    """A path as a shell takes it, `~` in place of the user's home."""
+    home = Path.home()
+    return plain(f"~/{path.relative_to(home)}" if path.is_relative_to(home) else path)
 
 
 def _table(*columns: str) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from qlora_engine.job.hindrance import Hindrance, hindering
 from qlora_engine.job.pause import Pause
@@ -15,7 +16,27 @@ from qlora_engine.job.when import too_early
 Order = tuple[bool, int, datetime, str]
 
 
-def order(job: JobRecord) -> Order:
+class Placed(Protocol):
+    """What decides a job's place: the same in its record and in a line of a list."""
+
+    @property
+    def id(self) -> str:
+        """Of the job."""
+
+    @property
+    def urgent(self) -> bool:
+        """It goes before all others."""
+
+    @property
+    def priority(self) -> int:
+        """The highest goes first."""
+
+    @property
+    def created(self) -> datetime:
+        """When it was accepted."""
+
+
+def order(job: Placed) -> Order:
     """Sorts jobs: the urgent first, then by priority, then the oldest."""
     return (not job.urgent, -job.priority, job.created, job.id)
 

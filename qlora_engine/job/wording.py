@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qlora_engine.job.text import duration, plain, size
+from qlora_engine.job.text import duration, local_time, plain, size
 
 if TYPE_CHECKING:  # what writes events costs a client a tenth of a second
     from qlora_engine.job.events import Event
@@ -57,6 +57,8 @@ def _training(event: Event) -> str | None:  # noqa: PLR0911, PLR0912  # one case
             return f"trained {_text(event, 'step')} steps in {_seconds(event, 'seconds')}: {_text(event, 'adapters')}"
         case "memory.limits":
             return _limits(event)
+        case "packing.chosen":
+            return f"documents {'share' if event.get('joined') else 'do not share'} rows: {_text(event, 'why')}"
         case "training.failed":
             return f"training failed: {_problem(event)}"
         case "training.stalled":
@@ -180,7 +182,7 @@ def _limits(event: Event) -> str:
     return f"memory: at most {_fixed(event, 'limit_gb', 1)} GB ({_text(event, 'source')}); {cache}"
 
 
-def _service(event: Event) -> str | None:
+def _service(event: Event) -> str | None:  # noqa: PLR0911  # one case a kind of event
     match event["event"]:
         case "daemon.started":
             return f"qlorad {_text(event, 'version')} serves {_text(event, 'home')}, process {_text(event, 'pid')}"
@@ -188,8 +190,17 @@ def _service(event: Event) -> str | None:
             return f"the daemon stops ({_text(event, 'signal')})"
         case "daemon.stopped":
             return f"the daemon has stopped, in {_seconds(event, 'seconds')}"
+        case "child.started":
+            return f"{_text(event, 'child')} started, process {_text(event, 'pid')}"
         case "child.output":
             return f"{_text(event, 'child')}: {_text(event, 'line')}"
+        case "inbox.watching":
+            return f"watches {_text(event, 'path')}"
+        case "queue.paused":
+            until = f" until {local_time(event['until'], date=True)}" if event.get("until") else ""
+            return f"the queue is paused{until}"
+        case "queue.resumed":
+            return "the queue is resumed"
         case "library.log":
             return f"{_text(event, 'logger')}: {_text(event, 'message')}"
     return None

@@ -64,6 +64,7 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["show", "nothing"], 66, "No job has an id that contains 'nothing'"),
         (["logs", "nothing"], 66, "No job has an id"),
         (["logs", "-f", "nothing"], 66, "No job has an id"),
+        (["compare", "sql", "nothing"], 66, "No job has an id"),
         (["cancel", "nothing"], 66, "No job has an id"),
         (["cancel", "sql"], 69, "The daemon does not run"),
         (["hold", "nothing"], 66, "No job has an id"),
@@ -101,6 +102,8 @@ def test_a_failure_is_one_clear_error_with_its_exit_code(
         ["prioritise", "a"],
         ["prioritise", "a", "101"],
         ["pause", "--for", "soon"],
+        ["top", "--every", "0"],
+        ["compare"],
     ],
 )
 def test_a_wrong_command_line_says_what_is_wrong(
@@ -116,9 +119,11 @@ def test_a_wrong_command_line_says_what_is_wrong(
     "arguments",
     [
         ["submit"],
+        ["top"],
         ["ls"],
         ["show"],
         ["logs"],
+        ["compare"],
         ["cancel"],
         ["bench"],
         ["hold"],
@@ -146,6 +151,37 @@ def test_help_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[0] == ""
     assert "qlora demo" in done.stdout
+
+
+def loaded_by(home: Home, *arguments: str) -> set[str]:
+    """Which of the heavy packages a command has loaded by its end."""
+    code = (
+        "import sys; from qlora_client.cli import main; main(sys.argv[1:]); "
+        f"print(*(name for name in {[*HEAVY, 'matplotlib']} if name in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "QLORAD_HOME": str(home.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_a_list_loads_nothing_that_takes_longer_than_the_list(home: Home) -> None:
+    """`qlora ls` among ten thousand jobs takes 0.2 s; pydantic alone would take as long."""
+    make_job(home, State.QUEUED)
+    assert loaded_by(home, "ls", "--json", "--state", "queued", "--name", "sql*", "--since", "90m") == set()
+    assert loaded_by(home, "ls") == {"rich"}
+
+
+def test_a_screen_loads_neither_the_queue_nor_a_plotting_library(home: Home) -> None:
+    """`top` reads files; it starts at once, and works when Redis is down."""
+    make_job(home, State.QUEUED)
+    loaded = loaded_by(home, "top", "--once")
+    assert loaded.isdisjoint({"redis", "rq", "matplotlib", "mlx", "transformers"})
 
 
 def test_an_empty_home_says_how_to_begin(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

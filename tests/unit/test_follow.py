@@ -69,6 +69,18 @@ def test_at_end_passes_over_what_was_there(tmp_path: Path) -> None:
         assert list(tail.lines()) == [b"new"]
 
 
+@pytest.mark.parametrize(
+    ("kept", "lines"), [(0, []), (4, [b"two"]), (5, [b"two"]), (8, [b"one", b"two"]), (99, [b"one", b"two"])]
+)
+def test_of_a_long_file_only_its_last_lines_are_read(tmp_path: Path, kept: int, lines: list[bytes]) -> None:
+    """A service log of megabytes is not read for ten lines; the line that is cut must not be shown as one."""
+    append(tmp_path / "log", "one\ntwo\n")
+    with Tail(tmp_path / "log", last_bytes=kept) as tail:
+        assert list(tail.lines()) == lines
+        append(tmp_path / "log", "three\n")
+        assert list(tail.lines()) == [b"three"]
+
+
 def test_at_end_of_a_missing_file_reads_it_from_its_start(tmp_path: Path) -> None:
     """In a new home the log is made after the demo began to look."""
     with Tail(tmp_path / "log", at_end=True) as tail:

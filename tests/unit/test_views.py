@@ -99,6 +99,7 @@ def test_every_event_has_a_line_whatever_its_fields_hold(kind: str, terminal: bo
             {"event": "validation", "step": 0, "split": "valid", "loss": 3.2, "perplexity": 24.5, "tokens": 793},
             "step 0: valid loss 3.200, perplexity 24.50 over 793 tokens",
         ),
+        ({"event": "queue.paused", "until": None}, "the queue is paused"),
         ({"event": "child.restarting", "child": "worker", "delay": 1.0}, "child.restarting child=worker delay=1.0"),
     ],
 )

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qlora_engine.job.folder import Home
+from qlora_client import completion
+from qlora_client.home import plain_home
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from qlora_client.api import Client
+    from qlora_engine.job.folder import Home
+
+__all__ = ["AsJson", "JobId", "console", "home", "make_client", "note", "plain_home", "print_json"]
 
 # Imported where it is used: rich, redis and pydantic cost more time than `qlora --help` may take.
 # ruff: noqa: PLC0415
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, or any part of it that no other has.")]
+JobId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="The job's id, or any part of it that no other has.",
+        autocompletion=completion.job_ids,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -34,11 +43,6 @@ def home() -> Home:
     from qlora_worker.settings import Settings
 
     return Settings.read().folders
-
-
-def plain_home() -> Home:
-    """The home without the settings' checks, which cost time and may be what failed."""
-    return Home(Path(os.environ.get("QLORAD_HOME") or "~/qlora").expanduser().absolute())
 
 
 def console() -> Console:

@@ -2,108 +2,175 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
+from qlora_client import completion
 from qlora_client.commands.common import AsJson, JobId, console, make_client, note, plain_home, print_json
+from qlora_client.terminal import has_screen
 from qlora_engine.job.errors import Exit
+from qlora_engine.job.states import State
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
 # ruff: noqa: PLC0415
 
 LISTED = 50
 SERVICE_LOG_LINES = 100
+WIDEST_CURVE, CURVE_LINES = 120, 10  # cells
 CANCEL_WAIT = 20.0  # seconds; the daemon promises 10
 
 
 def list_jobs(
+    *,
     every: Annotated[bool, typer.Option("--all", help=f"All jobs, not only the newest {LISTED}.")] = False,
+    states: Annotated[
+        list[State] | None, typer.Option("--state", help="Only jobs in this state; may be given again.")
+    ] = None,
+    name: Annotated[
+        str, typer.Option(help="Only jobs with this in their id or name; or a pattern for all of it, 'sql-*'.")
+    ] = "",
+    since: Annotated[
+        str | None, typer.Option(help="Only jobs accepted since: 90m, 2h, 3d ago, or a local time.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep the list up to date, until q.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first. One in full: `qlora show ID`."""
-    from qlora_client.listing import overview
+    from datetime import UTC, datetime
 
-    listing = overview(plain_home(), None if every else LISTED)
+    from qlora_client.listing import overview
+    from qlora_client.wanted import EVERY, Wanted, moment
+
+    if watch and as_json:
+        raise typer.BadParameter("it is for a terminal, so it does not go with --json", param_hint="--watch")
+    wanted = Wanted(frozenset(map(str, states or ())), name, moment(since, datetime.now(UTC)))
+    if watch and has_screen():
+        from qlora_client.watch import watch_jobs
+
+        watch_jobs(plain_home(), console(), wanted, None if every else LISTED)
+        return
+    listing = overview(plain_home(), None if every else LISTED, wanted)
     if as_json:
         print_json([job.record for job in listing.jobs])
     elif listing.jobs:
         from qlora_client.views import make_console, print_jobs
 
         print_jobs(make_console(), listing.jobs)
+    if watch:
+        note("The output is no terminal, so this is the list as it is now.")
     if listing.unreadable:
         note(f"{len(listing.unreadable)} jobs have no readable record, among them {listing.unreadable[0]}.")
     if not listing.total:
         note("There are no jobs yet. Make one: qlora submit FILE")
+    elif wanted != EVERY:
+        _note_fitting(len(listing.jobs), listing.total, every=every)
     elif not every and listing.total > len(listing.jobs) + len(listing.unreadable):
         note(f"The newest {len(listing.jobs)} of {listing.total} jobs. All of them: qlora ls --all")
     if (pause := plain_home().pause).exists():
-        from datetime import UTC, datetime
-
         from qlora_engine.job.pause import Pause
 
         if (queue := Pause.load(pause)).holds(datetime.now(UTC)):
             note(f"{str(queue).capitalize()}.")
 
 
+def _note_fitting(fit: int, total: int, *, every: bool) -> None:
+    if not fit:
+        note(f"None of {total} jobs fits.")
+    elif fit == LISTED and not every:
+        note(f"The newest {fit} that fit. All of them: qlora ls --all with the same options")
+
+
 def show(job: JobId, as_json: AsJson = False) -> None:
     """Show one job in full.
 
-    State and why, progress, time left, last losses, attempts, files. What it said is in `qlora logs ID`.
+    State and why, progress, time left, losses and their curve, attempts, files. What it said is in `qlora logs ID`.
     """
+    from qlora_client.feed import feed_of
+
     client = make_client()
-    record, run, progress = client.job(job), client.run(job), client.progress(job)
+    record, run = client.job(job), client.run(job)
+    feed = feed_of(run)
+    waits = client.waits_for(record.id)
     if as_json:
         import dataclasses
 
-        waits = client.waits_for(record.id)
-        shown = {"progress": dataclasses.asdict(progress), "folder": str(run.path), "waits_for": waits}
-        print_json({**record.model_dump(mode="json"), **shown})
+        shown = {"progress": dataclasses.asdict(feed.progress), "reports": list(feed.reports)}
+        print_json({**record.model_dump(mode="json"), **shown, "folder": str(run.path), "waits_for": waits})
         return
+    from qlora_client.chart import curve_of
     from qlora_client.views import job_view
 
-    reports = [event for event in client.events(record.id) if event["event"] == "training.report"]
-    console().print(job_view(record, run, progress, reports, client.waits_for(record.id)))
+    out = console()
+    width = min(out.width, WIDEST_CURVE)
+    curve = curve_of(feed, width, CURVE_LINES, dots=not out.options.ascii_only) if out.is_terminal else []
+    out.print(job_view(record, run, feed.progress, feed.reports, waits=waits, curve=curve))
 
 
 def logs(
-    job: Annotated[str | None, typer.Argument(metavar="ID", help="A job; without it, the service log.")] = None,
+    job: Annotated[
+        str | None,
+        typer.Argument(metavar="ID", help="A job; without it, the service log.", autocompletion=completion.job_ids),
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended, or Ctrl-C.")] = False,
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--event",
+            help="Only events with this name, or pattern ('training.*'); may be given again.",
+            autocompletion=completion.event_names,
+        ),
+    ] = None,
+    since: Annotated[str | None, typer.Option(help="Only what happened since: 90m, 2h, 3d ago, or a time.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the events as JSON lines.")] = False,
 ) -> None:
     """Print what happened to a job or the service.
 
     `-f` follows it live. Cancel a job with `qlora cancel ID`.
     """
+    from datetime import UTC, datetime
+
     from qlora_client.logs import print_job_log, print_service_log
+    from qlora_client.wanted import moment, wanted_events
     from qlora_engine.job.lock import holder_of
 
+    wanted = wanted_events(names or (), moment(since, datetime.now(UTC)))
     client = make_client()
+    run = None if job is None else client.run(job)
     if follow and holder_of(client.home.daemon_lock) is None:
         note("The daemon does not run, so nothing happens until it does. Start it: qlorad")
-    if job is None:
-        print_service_log(client.home, console(), follow=follow, as_json=as_json, last=SERVICE_LOG_LINES)
+    if run is None:
+        last = None if since else SERVICE_LOG_LINES
+        print_service_log(client.home, console(), follow=follow, as_json=as_json, last=last, wanted=wanted)
     else:
-        print_job_log(client, client.run(job), console(), follow=follow, as_json=as_json)
+        print_job_log(client, run, console(), follow=follow, as_json=as_json, wanted=wanted)
 
 
 def write_report(
     job: JobId,
-    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    open_it: Annotated[
+        bool | None, typer.Option("--open/--no-open", help="Open it in the browser, as it is on a desktop.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Write the report of a job, as far as it has come, and print its path.
+    """Write the report of a job, as far as it has come, print its path, and open it.
 
-    One page that opens without a network: curves, memory, what happened, answers before and after training.
+    One page that opens without a network: curves, memory, what happened, answers before and after training. It is not
+    opened by itself where there is no desktop, or the output is no terminal.
     """
+    from qlora_client.desktop import has_desktop, open_page
     from qlora_engine.job import report_process
 
     path = report_process.write_report(make_client().run(job))
-    typer.echo(path)
-    if open_it:
-        import webbrowser
-
-        if not webbrowser.open(path.as_uri()):
-            note("No browser can be opened here. Open the file yourself.")
+    if as_json:
+        print_json({"report": str(path)})
+    else:
+        typer.echo(path)
+    if open_it is None:
+        open_it = not as_json and sys.stdout.isatty() and has_desktop()
+    if open_it and not open_page(path):
+        note("No browser can be opened here. Open the file yourself.")
 
 
 def cancel(job: JobId, as_json: AsJson = False) -> None:

@@ -1,0 +1,1 @@
+"""`qlora compare`: what differs between jobs, and what came of it."""
