@@ -24,17 +24,16 @@ def report(error: QloradError, stream: TextIO | None = None) -> int:
 
 
 def report_unexpected(error: Exception, logs: Path, stream: TextIO | None = None) -> int:
-    """Print one line for an error that nobody foresaw, and write its details to a file. Returns the exit code."""
+    """Print what the system refused, or one line for a bug, whose details go to a file. Returns the exit code."""
     from qlora_engine.job.text import plain  # noqa: PLC0415
+    from qlora_engine.job.unforeseen import refused_by_system  # noqa: PLC0415
 
+    if isinstance(error, OSError) and error.strerror is not None:
+        return report(refused_by_system(error), stream)
     details = write_details(error, logs)
-    system = isinstance(error, OSError) and error.strerror is not None
-    what = plain(error if system else f"a bug, {type(error).__name__}: {error}", 300)
     where = f" Details: {details}" if details else ""
-    (stream or sys.stderr).write(f"qlora: {what}.{where}\n")
-    if isinstance(error, PermissionError):
-        return int(Exit.NOPERM)
-    return int(Exit.OSERR if system else Exit.SOFTWARE)
+    (stream or sys.stderr).write(f"qlora: {plain(f'a bug, {type(error).__name__}: {error}', 300)}.{where}\n")
+    return int(Exit.SOFTWARE)
 
 
 def write_details(error: Exception, logs: Path) -> Path | None:

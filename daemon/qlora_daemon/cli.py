@@ -10,6 +10,7 @@ import typer
 from qlora_daemon import service_commands
 from qlora_engine.job.errors import Exit, QloradError
 from qlora_engine.job.text import plain_lines
+from qlora_engine.job.unforeseen import refused_by_system
 
 app = typer.Typer(
     add_completion=False,
@@ -62,8 +63,9 @@ def main() -> None:
         sys.stderr.write(f"qlorad: {plain_lines(error)}\n")
         sys.exit(error.exit_code)
     except OSError as error:
-        sys.stderr.write(f"qlorad: the system refused: {error}\n")
-        sys.exit(Exit.OSERR)
+        refused = refused_by_system(error)
+        sys.stderr.write(f"qlorad: {plain_lines(refused)}\n")
+        sys.exit(refused.exit_code)
     except Exception as error:  # noqa: BLE001  # a bug: one line for the person, the rest for whoever mends it
         sys.stderr.write(f"qlorad: {type(error).__name__}: {error}\n  details: {_keep_details()}\n")
         sys.exit(Exit.SOFTWARE)

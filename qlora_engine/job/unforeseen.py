@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from qlora_engine.job.errors import QloradError, SystemRefused
+from qlora_engine.job.errors import NotAllowed, QloradError, SystemRefused
 
 
 def explained(error: Exception, output: Path) -> QloradError:
@@ -25,8 +25,14 @@ def explained(error: Exception, output: Path) -> QloradError:
     )
 
 
-def refused_by_system(error: OSError) -> SystemRefused:
+def refused_by_system(error: OSError) -> QloradError:
     """A full disk, a missing permission, a process limit."""
+    if isinstance(error, PermissionError):
+        return NotAllowed(
+            f"Not allowed: {error.strerror or error}.",
+            where=str(error.filename) if error.filename else None,
+            remedy="Give yourself access to it, or set QLORAD_HOME to a folder of your own.",
+        )
     return SystemRefused(
         f"The system refused: {error.strerror or error}.",
         where=str(error.filename) if error.filename else None,

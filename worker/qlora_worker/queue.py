@@ -166,7 +166,7 @@ class Requests:
             raise DaemonUnavailable(
                 "The daemon does not run.",
                 where=str(home.path),
-                remedy="Start it with `qlorad`, or drop the job into the jobs folder for when it does.",
+                remedy="Start it with `qlorad`; `qlora doctor` says what it may lack.",
             )
         return cls(connect(settings, timeout=5.0, retries=5), keys_of(settings))
 
