@@ -65,6 +65,8 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["logs", "nothing"], 66, "No job has an id"),
         (["logs", "-f", "nothing"], 66, "No job has an id"),
         (["cancel", "nothing"], 66, "No job has an id"),
+        (["try", "nothing", "Why?"], 66, "No job has an id"),
+        (["try", "sql", "Why?"], 65, "has no adapters yet"),
         (["cancel", "sql"], 69, "The daemon does not run"),
         (["hold", "nothing"], 66, "No job has an id"),
         (["hold", "sql"], 69, "The daemon does not run"),
@@ -101,6 +103,8 @@ def test_a_failure_is_one_clear_error_with_its_exit_code(
         ["prioritise", "a"],
         ["prioritise", "a", "101"],
         ["pause", "--for", "soon"],
+        ["try", "sql"],
+        ["try", "sql", "Why?", "--max-tokens", "0"],
     ],
 )
 def test_a_wrong_command_line_says_what_is_wrong(
@@ -121,6 +125,7 @@ def test_a_wrong_command_line_says_what_is_wrong(
         ["logs"],
         ["cancel"],
         ["bench"],
+        ["try"],
         ["hold"],
         ["prioritise"],
         ["pause"],
