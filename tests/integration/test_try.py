@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -61,11 +62,13 @@ def tried(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
     return value
 
 
-def said_by_mlx_lm(model: Path, adapters: Path | None) -> str:
+def said_by_mlx_lm(model: Path, adapters: Path | None, *, template: bool = True) -> str:
     from mlx_lm import generate, load
 
     loaded, tokenizer = load(str(model), adapter_path=str(adapters) if adapters else None)[:2]
     turns = [{"role": "user", "content": PROMPT}]
+    if not template:
+        return generate(loaded, tokenizer, PROMPT, max_tokens=12).strip()
     prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     return generate(loaded, tokenizer, prompt, max_tokens=12).strip()
 
@@ -85,6 +88,18 @@ def test_the_best_checkpoint_answers_when_it_is_asked_for(here: Path, capfd: pyt
     answer = tried(capfd, "--best")
     assert answer["weights"] == "step-000000"
     assert answer["adapted"] == answer["base"]
+
+
+def test_a_model_of_plain_text_is_asked_without_the_chat_template(here: Path, tmp_path: Path) -> None:
+    """It never saw the template in training, so an answer to that would say nothing of what it learned."""
+    run = shutil.copytree(here / "home" / "runs" / JOB, tmp_path / JOB)
+    spec = json.loads((run / "spec.json").read_text())
+    for file in spec["data"].values():
+        file["format"] = "text"
+    (run / "spec.json").write_text(json.dumps(spec))
+    (answer,) = answers(Question(run, [PROMPT], max_tokens=12, temp=0.0, seed=0, best=False))
+    assert answer["base"] == said_by_mlx_lm(here / "model", None, template=False)
+    assert answer["base"] != said_by_mlx_lm(here / "model", None)
 
 
 def test_both_models_draw_with_the_seed_alone(here: Path) -> None:
