@@ -6,7 +6,6 @@ import json
 import shlex
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +28,6 @@ from qlora_client.records import load_record
 from qlora_engine.job.errors import QloradError
 from qlora_engine.job.folder import Home, RunFolder
 from qlora_engine.job.models import installed
-from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.text import plain, plain_lines
 
 MODEL = "smollm2"
@@ -146,14 +144,9 @@ def _show_losses(progress: Progress, console: Console) -> None:
 
 def _ask(client: Client, run: RunFolder, example: Path, console: Console) -> list[Answer]:
     """Show what both models answer to the first held-out prompts."""
-    model = ResolvedJob.load(run.spec).model_path
-    if model is None:
-        raise DemoFailed(f"The job {run.id} does not say where its model lies.", where=str(run.spec))
     lines = (example / "prompts.jsonl").read_text(encoding="utf-8").splitlines()[:PROMPTS_SHOWN]
-    with tempfile.TemporaryDirectory() as folder:
-        prompts = Path(folder) / "prompts.jsonl"
-        prompts.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        answers = ask_both(run, Path(model), prompts, client.settings.cpu_blas)
+    prompts = [str(json.loads(line)["prompt"]) for line in lines]
+    answers = ask_both(run, prompts, client.settings)
     wanted = [str(json.loads(line).get("completion", "")) for line in lines]
     for answer, right in zip(answers, wanted, strict=True):
         console.print()

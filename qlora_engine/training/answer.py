@@ -1,91 +1,156 @@
-"""Answers of the base and of the adapted model, side by side: `python -P -m qlora_engine.training.answer …`.
+"""What a base model and the same model with a run's adapters say: `python -P -m qlora_engine.training.answer`.
 
-Reads one prompt a line from a JSON Lines file ({"prompt": "…"}) and prints one JSON object for each:
-{"prompt": "…", "base": "…", "adapted": "…"}. Greedy, so the same prompt gives the same answer.
+Reads the fields of `Question` from standard input as one JSON object. Prints one JSON object a line for each prompt,
+`{"prompt": …, "base": …, "adapted": …, "weights": …}`, or one error as `QloradError.as_dict` gives it. Whoever starts
+it holds the GPU lock and hands it on as an open descriptor.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import json
-import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
+from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.utils import load_adapters
 
-from qlora_engine.job import lock
-from qlora_engine.job.datafiles import read_rows
-from qlora_engine.job.errors import DataRejected, GpuBusy, ModelRejected, QloradError
-from qlora_engine.settings import EngineSettings
-from qlora_engine.training.model import Base, load_folder
-from qlora_engine.training.samples import asked, generate
+from qlora_engine.job.datafiles import DataFormat
+from qlora_engine.job.errors import CheckpointDamaged, DataRejected, Exit, ModelRejected, QloradError, WrongState
+from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.training import checkpoint
+from qlora_engine.training.adapters import save_adapters
+from qlora_engine.training.model import Base, load_base
+from qlora_engine.training.progress import Progress
+from qlora_engine.training.samples import Prompt, asked, generate
+from qlora_engine.training.tensor_file import on_host
+
+MASTERS = "masters."  # what a checkpoint calls the trained parameters
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of both models.
+
+    Attributes:
+        run: a run folder that has adapters.
+        max_tokens: of each answer.
+        temp: 0 takes the likeliest token each time.
+        seed: of the draws when `temp` is above 0; both models draw with the same.
+        best: ask the checkpoint of the lowest validation loss instead of `adapters/`.
+    """
+
+    run: Path
+    prompts: list[str]
+    max_tokens: int
+    temp: float
+    seed: int
+    best: bool
 
 
 def main() -> int:
-    """Answer every prompt twice."""
-    arguments = _parse()
+    """Answer what standard input asks. Returns the exit code."""
+    out = sys.stdout
     try:
-        settings = EngineSettings.read()
-        prompts = [_prompt(row, arguments.prompts, line) for line, row in read_rows(arguments.prompts)]
-        holder = {"pid": os.getpid(), "job": "answers", "attempt": 0}
-        with lock.held(settings.gpu_lock_path, holder, wait=arguments.wait):
-            for prompt, base, adapted in answers(arguments.model, arguments.adapter, prompts, arguments.max_tokens):
-                print(json.dumps({"prompt": prompt, "base": base, "adapted": adapted}), flush=True)  # noqa: T201
-    except lock.LockHeld as error:
-        busy = GpuBusy("Another process holds the GPU.", where=str(error), remedy="Wait for it and try again.")
-        print(busy, file=sys.stderr)  # noqa: T201
-        return busy.exit_code
+        # What libraries print must not mix with the lines that a program reads.
+        with contextlib.redirect_stdout(sys.stderr):
+            for line in answers(Question(**_parsed(json.load(sys.stdin)))):
+                out.write(json.dumps(line) + "\n")
+                out.flush()
     except QloradError as error:
-        print(error, file=sys.stderr)  # noqa: T201
-        return error.exit_code
-    return 0
+        out.write(json.dumps(error.as_dict()) + "\n")
+        return int(error.exit_code)
+    return int(Exit.OK)
 
 
-def answers(model: Path, adapter: Path, prompts: Sequence[str], max_tokens: int) -> list[tuple[str, str, str]]:
-    """Each prompt with the base model's answer and the adapted model's.
+def answers(question: Question) -> Iterator[dict[str, str]]:
+    """Each prompt with both models' answers, and what the adapted one's weights are from.
 
     Raises:
         ModelRejected: the model or the adapters cannot be loaded.
+        WrongState: the best checkpoint is asked for, and there is none.
+        DataRejected: the chat template does not take a prompt.
     """
-    base = load_folder(model, str(model), quantize=False, dequantize=True)
-    before = [_answer(base, prompt, max_tokens) for prompt in prompts]
-    try:
-        load_adapters(base.model, str(adapter))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelRejected(
-            f"The adapters cannot be loaded: {error}", where=str(adapter), remedy="Name a run's adapters/ folder."
-        ) from None
+    run = RunFolder(question.run)
+    job = ResolvedJob.load(run.spec)
+    base = load_base(job)
     base.model.eval()
-    after = [_answer(base, prompt, max_tokens) for prompt in prompts]
-    return list(zip(prompts, before, after, strict=True))
+    prompts = [_as_trained(text, job, base) for text in question.prompts]
+    before = [_answer(base, prompt, question) for prompt in prompts]
+    with tempfile.TemporaryDirectory(prefix="qlora-answer-") as folder:
+        weights = _best(run, job, Path(folder)) if question.best else run.adapters.name
+        _adapt(base, Path(folder) if question.best else run.adapters)
+        for prompt, without in zip(prompts, before, strict=True):
+            adapted = _answer(base, prompt, question)
+            yield {"prompt": prompt.text, "base": without, "adapted": adapted, "weights": weights}
 
 
-def _answer(base: Base, prompt: str, max_tokens: int) -> str:
-    tokens = list(generate(base.model, base.tokenizer, asked(prompt, base.tokenizer), max_tokens))
+def _parsed(request: dict[str, Any]) -> dict[str, Any]:
+    return {**request, "run": Path(request["run"])}
+
+
+def _as_trained(text: str, job: ResolvedJob, base: Base) -> Prompt:
+    """The prompt in the form that the job's rows had: plain text stays plain, a question gets the chat template."""
+    if any(file.format is DataFormat.TEXT for file in job.data.values()):
+        return Prompt(text, list(base.tokenizer.encode(text)))
+    try:
+        return asked(text, base.tokenizer)
+    except DataRejected as error:
+        raise DataRejected(
+            error.what,
+            where=str(base.path),
+            remedy="Ask without it: python -m mlx_lm generate --ignore-chat-template, with --adapter-path.",
+        ) from error
+
+
+def _answer(base: Base, prompt: Prompt, question: Question) -> str:
+    mx.random.seed(question.seed)
+    sampler = make_sampler(question.temp) if question.temp > 0 else None
+    tokens = list(generate(base.model, base.tokenizer, prompt, question.max_tokens, sampler))
     return str(base.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
-def _prompt(row: dict[str, object], path: Path, line: int) -> str:
-    prompt = row.get("prompt")
-    if not isinstance(prompt, str):
-        raise DataRejected(
-            f"Row {line} of {path.name} has no text in `prompt`.",
-            where=f"{path}, line {line}",
-            remedy='Write {"prompt": "…"}.',
+def _adapt(base: Base, folder: Path) -> None:
+    try:
+        load_adapters(base.model, str(folder))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelRejected(
+            f"The adapters cannot be loaded: {error}",
+            where=str(folder),
+            remedy="`qlora report ID` says how the run went; `qlora retry ID` trains it again.",
+        ) from error
+    base.model.eval()
+
+
+def _best(run: RunFolder, job: ResolvedJob, into: Path) -> str:
+    """Write the adapters of the lowest validation loss so far into the folder `into`; the name of their checkpoint."""
+    found = checkpoint.newest(run.checkpoints, lambda _path, _error: None)
+    step = Progress.of(found[1]["progress"]).best_step if found else None
+    if step is None:
+        raise WrongState(
+            "The run has no checkpoint that a validation loss is known of.",
+            where=str(run.checkpoints),
+            remedy="Leave --best away: then the run's adapters answer.",
         )
-    return prompt
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="qlora_engine.training.answer", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--adapter", type=Path, required=True)
-    parser.add_argument("--prompts", type=Path, required=True)
-    parser.add_argument("--max-tokens", type=int, default=60)
-    parser.add_argument("--wait", type=float, default=600.0, help="seconds to wait for the GPU")
-    return parser.parse_args()
+    best = checkpoint.folder_of(run.checkpoints, step)
+    try:
+        checkpoint.check(best)
+    except CheckpointDamaged as error:
+        raise WrongState(
+            f"The checkpoint of the lowest validation loss cannot be used: {error.what}",
+            where=str(best),
+            remedy="Leave --best away: then the run's adapters answer.",
+        ) from error
+    arrays = on_host(checkpoint.load_arrays(best))
+    masters = {name.removeprefix(MASTERS): array for name, array in arrays.items() if name.startswith(MASTERS)}
+    save_adapters(into, masters, job)
+    return best.name
 
 
 if __name__ == "__main__":

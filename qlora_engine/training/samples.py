@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -119,12 +119,20 @@ def answer(
     return answers
 
 
-def generate(model: nn.Module, tokenizer: TokenizerWrapper, prompt: Prompt, max_tokens: int) -> Iterator[int]:
-    """The tokens of the greedy answer, one at a time, up to the end that the model sets or `max_tokens`.
+def generate(
+    model: nn.Module,
+    tokenizer: TokenizerWrapper,
+    prompt: Prompt,
+    max_tokens: int,
+    sampler: Callable[[mx.array], mx.array] | None = None,
+) -> Iterator[int]:
+    """The tokens of the answer, one at a time, up to the end that the model sets or `max_tokens`.
+
+    Greedy without a `sampler`, which takes log-probabilities (1, V) to tokens (1,).
 
     mlx_lm's `stream_generate` would set the wired memory limit, which belongs to training here.
     """
-    for token, _ in generate_step(mx.array(prompt.tokens), model, max_tokens=max_tokens):
+    for token, _ in generate_step(mx.array(prompt.tokens), model, max_tokens=max_tokens, sampler=sampler):
         if token in tokenizer.eos_token_ids:
             return
         yield int(token)

@@ -66,6 +66,8 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["logs", "-f", "nothing"], 66, "No job has an id"),
         (["compare", "sql", "nothing"], 66, "No job has an id"),
         (["cancel", "nothing"], 66, "No job has an id"),
+        (["try", "nothing", "Why?"], 66, "No job has an id"),
+        (["try", "sql", "Why?"], 65, "has no adapters yet"),
         (["cancel", "sql"], 69, "The daemon does not run"),
         (["hold", "nothing"], 66, "No job has an id"),
         (["hold", "sql"], 69, "The daemon does not run"),
@@ -104,6 +106,8 @@ def test_a_failure_is_one_clear_error_with_its_exit_code(
         ["pause", "--for", "soon"],
         ["top", "--every", "0"],
         ["compare"],
+        ["try", "sql"],
+        ["try", "sql", "Why?", "--max-tokens", "0"],
     ],
 )
 def test_a_wrong_command_line_says_what_is_wrong(
@@ -126,6 +130,7 @@ def test_a_wrong_command_line_says_what_is_wrong(
         ["compare"],
         ["cancel"],
         ["bench"],
+        ["try"],
         ["hold"],
         ["prioritise"],
         ["pause"],

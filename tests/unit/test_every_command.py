@@ -33,6 +33,7 @@ LINES: dict[str, list[str]] = {
     "ls": [],
     "show": ["ID"],
     "logs": ["ID"],
+    "try": ["ID", "prompt"],
     "report": ["ID", "--no-open"],
     "compare": ["ID", OTHER],
     "cancel": ["ID"],
@@ -159,7 +160,7 @@ def test_without_a_daemon(name: str, home: Home, capsys: pytest.CaptureFixture[s
     assert "qlorad" in said
 
 
-@pytest.mark.parametrize("name", sorted(LINES.keys() - set(ASKS) - SLOW - {"status"}))
+@pytest.mark.parametrize("name", sorted(LINES.keys() - set(ASKS) - SLOW - {"status", "try"}))
 def test_what_needs_no_daemon_does_without(name: str, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     """A person looks at yesterday's runs on a machine where nothing runs."""
     code = main(line(name, home))

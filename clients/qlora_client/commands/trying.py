@@ -1,4 +1,4 @@
-"""Commands that measure and show what the engine does."""
+"""Commands that ask a result, and measure and show what the engine does."""
 
 from __future__ import annotations
 
@@ -7,10 +7,40 @@ from typing import Annotated
 
 import typer
 
-from qlora_client.commands.common import AsJson, console, make_client, print_json
+from qlora_client.commands.common import AsJson, JobId, console, make_client, note, print_json
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
 # ruff: noqa: PLC0415
+
+
+def try_job(
+    job_id: JobId,
+    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
+    *,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 200,
+    temp: Annotated[float, typer.Option(min=0.0, max=10.0, help="0: the likeliest token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws, with --temp above 0.")] = 0,
+    best: Annotated[bool, typer.Option("--best", help="Ask the checkpoint of the lowest validation loss.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for the GPU: end with code 75.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the base model and the adapted one, and show both answers side by side.
+
+    Waits until the GPU is free. A job that trains answers from its newest checkpoint; `qlora hold ID` stops it there.
+    """
+    from qlora_client.answers import Asking
+    from qlora_client.side_by_side import read_prompt, table, try_both
+    from qlora_worker.settings import Settings
+
+    text = read_prompt(prompt)
+    settings = Settings.read()
+    run, answer = try_both(job_id, text, settings, Asking(max_tokens, temp, seed, best), wait=not now, tell=note)
+    if as_json:
+        from dataclasses import asdict
+
+        print_json({"job": run.id, **asdict(answer)})
+    else:
+        console().print(table(answer))
 
 
 def bench(
