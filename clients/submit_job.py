@@ -2,7 +2,7 @@
 
 import sys
 
-from qlora_client.api import Client
+from qlora_client import Client
 from qlora_engine.job.errors import QloradError
 from qlora_engine.job.wording import describe
 

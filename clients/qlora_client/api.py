@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+from qlora_client.columns import columns_of
 from qlora_client.follow import LOOK_SECONDS, LastLine, follow_job, read_events
 from qlora_client.progress import Progress, after, progress_of
 from qlora_client.records import find_job, list_records, load_record
@@ -176,6 +178,28 @@ class Client:
         """
         run = self.run(id_part)
         return follow_job(run) if follow else read_events(run.events)
+
+    def metrics(self, id_part: str, kind: Literal["step", "report", "validation"] = "step") -> dict[str, list[Any]]:
+        """The job's numbers as columns: `pandas.DataFrame(client.metrics("sql"))`.
+
+        Args:
+            id_part: of the job's id.
+            kind: a row for each micro-batch, report or validation; of what: docs/events.md, `training.step`,
+                `training.report` and `validation`.
+
+        Returns:
+            By field, values in the order of steps; a step that was done twice counts as it was done last. Losses
+            are in nats, memory in 10^9 bytes, times in seconds.
+
+        Raises:
+            NoSuchJob: no job, or more than one, has such an id.
+        """
+        run = self.run(id_part)
+        if kind == "step":
+            return columns_of(event for event in read_events(run.metrics) if event["event"] == "training.step")
+        name = "validation" if kind == "validation" else "training.report"
+        wanted = (event for event in read_events(run.events) if event["event"] == name)
+        return columns_of(event for event in wanted if event.get("split", "valid") == "valid")
 
     def progress(self, id_part: str) -> Progress:
         """How far the job is by now: step, losses, speed, memory, time left. Raises `NoSuchJob`."""

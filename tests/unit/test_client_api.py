@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from datetime import timedelta
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import qlora_client
 from qlora_client.api import Client, JobHasEnded, NoJobFile, WaitEnded
 from qlora_client.records import RecordUnreadable, list_records
 from qlora_engine.job.errors import DaemonUnavailable, JobRejected, NoSuchJob
@@ -109,6 +111,40 @@ def test_events_of_an_unknown_job_fail_at_once(client: Client) -> None:
     """Not at the first event, which a caller may ask for much later."""
     with pytest.raises(NoSuchJob):
         client.events("nothing")
+
+
+def test_numbers_come_as_columns_each_step_as_it_was_done_last(client: Client) -> None:
+    """A plot of a run that was killed must not go back in time."""
+    make_job(client, JOBS[0])
+    run = client.home.run(JOBS[0])
+
+    def lines(*events: dict[str, object]) -> str:
+        return "".join(json.dumps({"ts": "", "level": "info", "job": JOBS[0], **event}) + "\n" for event in events)
+
+    def step(number: int, loss: float | None, attempt: int) -> dict[str, object]:
+        return {"event": "training.step", "step": number, "loss": loss, "attempt": attempt}
+
+    run.metrics.write_text(lines(step(1, 4.0, 1), step(2, 3.5, 1), step(3, 3.0, 1), step(2, 3.25, 2), step(3, None, 2)))
+    steps = client.metrics("sql-assistant")
+    assert steps == {"step": [1, 2, 3], "loss": [4.0, 3.25, None], "attempt": [1, 2, 2]}
+
+    said = {"event": "validation", "step": 3, "split": "valid", "loss": 2.5, "tokens": 90}
+    tested = {"event": "validation", "step": 3, "split": "test", "loss": 9.0}
+    report = {"event": "training.report", "step": 2, "loss": 3.75}
+    run.events.write_text(lines(report, said, tested, {"event": "job.state", "to": "done"}))
+    assert client.metrics("sql-assistant", "validation")["loss"] == [2.5]
+    assert client.metrics("sql-assistant", "report") == {"step": [2], "loss": [3.75]}
+    with pytest.raises(NoSuchJob):
+        client.metrics("nothing")
+    run.metrics.unlink()
+    assert client.metrics("sql-assistant") == {}
+
+
+def test_the_client_is_had_from_the_package() -> None:
+    """One name to know; and nothing else is made up."""
+    assert qlora_client.Client is Client
+    with pytest.raises(AttributeError, match="Clent"):
+        qlora_client.Clent  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_waiting_ends_with_the_job(client: Client) -> None:
