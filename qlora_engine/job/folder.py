@@ -60,11 +60,6 @@ class Home:
         return self.path / "cache" / "measured.json"
 
     @cached_property
-    def names(self) -> Path:
-        """Which module of a library defines which name, found out anew when it is deleted."""
-        return self.path / "cache" / "names.json"
-
-    @cached_property
     def targets(self) -> Path:
         """Names of whom messages may go to, and their addresses; 0600."""
         return self.path / "notify.toml"

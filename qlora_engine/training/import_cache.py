@@ -1,11 +1,13 @@
 """What transformers finds out about its own files whenever it is imported, kept: a second of every training process.
 
 At its import transformers reads the source of some 3,300 files to learn which module defines which name. The answer is
-the same until it is installed anew, so it is kept in the home's cache, for the path and the age of the file that asks.
+the same until it is installed anew, so it is kept in the user's cache, for the path and the age of the file that asks.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -15,10 +17,9 @@ from typing import Any
 
 import wrapt
 
-from qlora_engine.job.folder import Home
-
 READER = "transformers.utils.import_utils"
 FUNCTION = "create_import_structure_from_path"
+CACHE = Path("~/.cache/qlorad")  # beside the GPU lock; every home of a user shares it
 
 # By name of a folder, again such a structure; by set of required backends, the names that each module defines.
 Structure = dict[Any, Any]
@@ -26,20 +27,23 @@ Structure = dict[Any, Any]
 
 def keep_structure() -> None:
     """From now on an import of transformers reads what an earlier one has found out, if it has been kept."""
-    home = Home(Path(os.environ.get("QLORAD_HOME") or "~/qlora").expanduser().absolute())
-    wrapt.register_post_import_hook(lambda module: use_kept(module, home), READER)
+    wrapt.register_post_import_hook(lambda module: use_kept(module, CACHE.expanduser()), READER)
 
 
-def use_kept(reader: ModuleType, home: Home) -> None:
+def use_kept(reader: ModuleType, cache: Path) -> None:
     """Have the module that reads the sources look its answers up.
 
     A transformers that does without that module or function is left as it is.
+
+    Args:
+        reader: `transformers.utils.import_utils`.
+        cache: the folder of what is kept, one file for each place where transformers is installed.
     """
     plain: Callable[[Any], Structure] | None = getattr(reader, FUNCTION, None)
     if plain is None or reader.__file__ is None:
         return
     models = Path(reader.__file__).parents[1] / "models"
-    whole = _structure(plain, models, Path(reader.__file__), home)
+    whole = _structure(plain, models, Path(reader.__file__), cache)
 
     def look_up(path: str | Path) -> Structure:
         folder = Path(path)
@@ -54,17 +58,17 @@ def use_kept(reader: ModuleType, home: Home) -> None:
     setattr(reader, FUNCTION, look_up)
 
 
-def _structure(plain: Callable[[Any], Structure], models: Path, reader: Path, home: Home) -> Structure:
+def _structure(plain: Callable[[Any], Structure], models: Path, reader: Path, cache: Path) -> Structure:
+    file = cache / f"names-{hashlib.sha256(str(reader).encode()).hexdigest()[:12]}.json"
     about = {"reader": str(reader), "modified": reader.stat().st_mtime_ns}
     try:
-        kept = json.loads(home.names.read_bytes())
+        kept = json.loads(file.read_bytes())
         if kept["about"] == about and (structure := _decoded(kept["structure"])):
             return structure
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # not kept yet, or not by us: it is found out again
     structure = plain(models)
-    if home.path.is_dir():
-        _keep(home.names, {"about": about, "structure": _encoded(structure)})
+    _keep(file, {"about": about, "structure": _encoded(structure)})
     return structure
 
 
@@ -72,11 +76,12 @@ def _keep(path: Path, content: dict[str, Any]) -> None:
     # Neither durable nor certain: without it an import takes a second longer.
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary.write_text(json.dumps(content))
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _encoded(structure: Structure) -> list[Any]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from qlora_engine.job.folder import Home
 from qlora_engine.training.import_cache import FUNCTION, Structure, use_kept
 
 COMPARE = """
@@ -21,16 +20,16 @@ import transformers.utils.import_utils as reader  # before anything of ours
 plain = reader.create_import_structure_from_path
 models = Path(reader.__file__).parents[1] / "models"
 found, of_auto = plain(models), plain(models / "auto" / "__init__.py")
-from qlora_engine.job.folder import Home
 from qlora_engine.training.import_cache import use_kept
-home = Home(Path(sys.argv[1]))
+cache = Path(sys.argv[1])
 for time in ("kept", "read"):
     reader.create_import_structure_from_path = plain
-    use_kept(reader, home)
+    use_kept(reader, cache)
     assert reader.create_import_structure_from_path is not plain
     assert reader.create_import_structure_from_path(models) == found, time
     assert reader.create_import_structure_from_path(str(models / "auto" / "__init__.py")) == of_auto, time
-assert home.names.stat().st_size > 10_000 and len(found) > 100
+(file,) = cache.iterdir()
+assert file.stat().st_size > 10_000 and len(found) > 100
 """
 
 
@@ -66,8 +65,8 @@ class Reader(ModuleType):
 def test_sources_are_read_once_until_they_are_installed_anew(tmp_path: Path) -> None:
     """Else nothing is gained, or an upgrade is never noticed."""
     first, second = Reader(tmp_path), Reader(tmp_path)
-    use_kept(first, Home(tmp_path))
-    use_kept(second, Home(tmp_path))
+    use_kept(first, tmp_path / "cache")
+    use_kept(second, tmp_path / "cache")
     assert first.read == ["models"]
     assert second.read == []
     assert second.ask(tmp_path / "models") == second.find("")
@@ -76,52 +75,55 @@ def test_sources_are_read_once_until_they_are_installed_anew(tmp_path: Path) -> 
     third = Reader(tmp_path)
     assert third.__file__ is not None
     Path(third.__file__).write_text("# newer")
-    use_kept(third, Home(tmp_path))
+    use_kept(third, tmp_path / "cache")
     assert third.read == ["models"]
+
+
+def kept_file(place: Path) -> Path:
+    """What was kept."""
+    use_kept(Reader(place), place / "cache")
+    (file,) = (place / "cache").iterdir()
+    return file
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"about": 1}', b"\xff"])
 def test_what_was_kept_and_is_damaged_is_found_out_again(tmp_path: Path, content: bytes) -> None:
     """A power cut while the file is written must not keep every job from starting."""
-    home = Home(tmp_path)
-    home.names.parent.mkdir()
-    home.names.write_bytes(content)
+    kept_file(tmp_path).write_bytes(content)
     reader = Reader(tmp_path)
-    use_kept(reader, home)
+    use_kept(reader, tmp_path / "cache")
     assert reader.ask(tmp_path / "models") == reader.find("")
 
 
 @pytest.mark.parametrize("structure", [3, [], [1], [["auto", 3]], [[["torch"], []]]])
 def test_a_structure_that_cannot_be_one_is_found_out_again(tmp_path: Path, structure: object) -> None:
     """The same, where the file is whole and its content is not."""
-    home, reader = Home(tmp_path), Reader(tmp_path)
-    use_kept(Reader(tmp_path), home)
-    kept = json.loads(home.names.read_bytes())
-    home.names.write_text(json.dumps(kept | {"structure": structure}))
-    use_kept(reader, home)
+    file, reader = kept_file(tmp_path), Reader(tmp_path)
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {"structure": structure}))
+    use_kept(reader, tmp_path / "cache")
     assert reader.ask(tmp_path / "models") == reader.find("")
 
 
 def test_another_folder_is_read_as_ever(tmp_path: Path) -> None:
     """A model's own code lies elsewhere, or was added since."""
     reader = Reader(tmp_path)
-    use_kept(reader, Home(tmp_path))
+    use_kept(reader, tmp_path / "cache")
     reader.ask(tmp_path / "elsewhere")
     reader.ask(tmp_path / "models" / "new")
     assert reader.read == ["models", "elsewhere", "new"]
 
 
-def test_no_home_is_made_for_it(tmp_path: Path) -> None:
-    """Whoever imports the engine has not asked for a folder."""
+def test_where_nothing_can_be_kept_it_is_found_out_every_time(tmp_path: Path) -> None:
+    """A home directory that cannot be written, or a file in the way, must not keep training from its start."""
+    (tmp_path / "file").touch()
     reader = Reader(tmp_path)
-    use_kept(reader, Home(tmp_path / "home"))
+    use_kept(reader, tmp_path / "file" / "cache")
     assert reader.ask(tmp_path / "models") == reader.find("")
-    assert not (tmp_path / "home").exists()
 
 
 def test_a_transformers_that_works_in_another_way_is_left_alone(tmp_path: Path) -> None:
     """It may do without that function one day."""
     reader = ModuleType("reader")
     reader.__file__ = str(tmp_path / "utils" / "import_utils.py")
-    use_kept(reader, Home(tmp_path))
+    use_kept(reader, tmp_path / "cache")
     assert not hasattr(reader, FUNCTION)
