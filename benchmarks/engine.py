@@ -18,6 +18,7 @@ import string
 import subprocess
 import sys
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "padding",
         "shapes",
     )
-    found = {key: reports[-1][key] for key in kept}
+    found = {key: reports[-1][key] for key in kept} | {"wall_tokens_per_second": _by_the_wall(reports)}
     asked = {**vars(arguments), "model": None}
     return {"trainer": "qlorad engine", **asked, **found, "phases": phases, "chosen": chosen}
+
+
+def _by_the_wall(reports: list[dict[str, Any]]) -> float | None:
+    """Targets a second between the last two reports, checkpoints and all else included."""
+    if len(reports) < 2:
+        return None
+    (tokens, began), (more, ended) = ((r["tokens"], datetime.fromisoformat(r["ts"])) for r in reports[-2:])
+    return round((more - tokens) / (ended - began).total_seconds(), 1)
 
 
 def _environment(home: Path | None = None) -> dict[str, str]:

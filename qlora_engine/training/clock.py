@@ -18,26 +18,31 @@ class Speed:
     padding: float
 
 
-class Lap:
-    """One timed block; `seconds` is set at its end."""
-
-    seconds = 0.0
-
-
 class Clock:
-    """Time spent in training since it was last asked, and since the last checkpoint."""
+    """Time spent in training: since the last batch, since it was last asked, and since the last checkpoint.
+
+    All time counts that nothing else was named for: what is begun early runs on while events are written, so that the
+    time inside of a batch alone says too little.
+    """
 
     def __init__(self) -> None:
         self._seconds, self._tokens, self._steps, self._positions, self._filled = 0.0, 0, 0, 0, 0
+        self._lap_began = time.perf_counter()
         self._saved = time.monotonic()
 
+    def lap(self) -> float:
+        """Seconds of training since this was last called, or since the start."""
+        now = time.perf_counter()
+        seconds, self._lap_began = now - self._lap_began, now
+        self._seconds += seconds
+        return seconds
+
     @contextmanager
-    def running(self) -> Iterator[Lap]:
-        """Count the time of this block; the lap has it afterwards."""
-        lap, started = Lap(), time.perf_counter()
-        yield lap
-        lap.seconds = time.perf_counter() - started
-        self._seconds += lap.seconds
+    def paused(self) -> Iterator[None]:
+        """Do not count the time of this block: it is no training."""
+        began = time.perf_counter()
+        yield
+        self._lap_began += time.perf_counter() - began
 
     def count(self, tokens: int, steps: int, positions: int, filled: int) -> None:
         """Count a batch: its targets, the micro-batches it stands for, its positions and those that hold a token."""

@@ -54,24 +54,26 @@ class Loop:
             self.settle()
             if not progress.guard.tripped:
                 return progress
-            progress = self._go_back(progress)
+            with clock.paused():
+                progress = self._go_back(progress)
 
     def _train(self, windows: Iterator[tuple[Window, list[Prepared]]], progress: Progress, clock: Clock) -> Progress:
         """Train until the end, a stop, or a guard that has tripped."""
         self.trainer.starter.discard()  # what was begun before these windows
         following = next(windows, None)
         while True:
-            progress = self._validate_if_due(progress)
+            with clock.paused():
+                progress = self._validate_if_due(progress)
             finished = progress.step >= self.trainer.plan.steps or progress.stopped_early
             if why := self._why_save(progress, clock, finished=finished):
                 progress = self._save(progress, why, clock)
             if finished or self.trainer.stop.asked:
                 return progress
             assert following is not None  # noqa: S101  # there are windows until all micro-batches are done
-            self.poll()
             window, batches = following
             following = next(windows, None)
             after = self.trainer.train(window, batches, progress, clock, following[1] if following else ())
+            self.poll()
             if after is None:  # stopped inside the window, which is trained again from its start
                 return self._save(progress, "stop", clock) if progress.step > progress.saved else progress
             if after.guard.tripped:
@@ -177,6 +179,7 @@ class Loop:
     def _save(self, progress: Progress, why: str, clock: Clock) -> Progress:
         progress = progress.after_save(by_count=why in ("start", "count"))
         self.trainer.pulse.enter("save")
-        self.save(progress, why)
+        with clock.paused():
+            self.save(progress, why)
         clock.note_saved()
         return progress

@@ -1,11 +1,10 @@
-"""Going on from a checkpoint: what one must agree with, how one is written, and the way back to an earlier one."""
+"""Going on from a checkpoint: what one must agree with, what it holds, and the way back to an earlier one."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
-from qlora_engine.training import checkpoint, tensor_file
-from qlora_engine.training.adapters import save_adapters, start_from
-from qlora_engine.training.aside import Aside
+from qlora_engine.training import checkpoint
+from qlora_engine.training.adapters import start_from
+from qlora_engine.training.checkpoint_writer import CheckpointWriter, Wanted
 from qlora_engine.training.exactness import compare
 from qlora_engine.training.ladder import Ladder
 from qlora_engine.training.progress import Progress
@@ -77,10 +76,10 @@ class Checkpoints:
     runtime: Runtime
     log: EventLog
     has_room: Callable[[int], bool]
-    _aside: Aside[dict[str, Any]] = field(init=False)
+    _writer: CheckpointWriter = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_aside", Aside(lambda saved: self.log.emit("checkpoint.saved", **saved)))
+        object.__setattr__(self, "_writer", CheckpointWriter(self.job, self.run, self.log))
 
     def begin(self) -> Progress:
         """Go on from the newest whole checkpoint, or start.
@@ -115,13 +114,14 @@ class Checkpoints:
             "ladder": self.ladder.as_json(),
             **self.runtime.environment,
         }
-        state = self.step.state()
-        beside = why in BESIDE and self.has_room(tensor_file.size_of(state))
-        self.settle()  # two copies at once would be two too many
-        arrays = tensor_file.on_host(state)
+        self.settle()  # two at once would be two copies too many
+        snapshot = self.step.snapshot()
+        room = self.has_room(snapshot.size)
+        if room:
+            snapshot.copy_if_moved()
         kept = {progress.best_step, *progress.anchors, *progress.anchor_bests}
-        self._aside.begin(lambda: self._write(progress.step, why, arrays, trainer, kept))
-        if not beside:
+        self._writer.begin(snapshot, Wanted(progress.step, why, trainer, kept))
+        if not (room and why in BESIDE):
             self.settle()
 
     def poll(self) -> None:
@@ -130,7 +130,7 @@ class Checkpoints:
         Raises:
             OSError: it could not be.
         """
-        self._aside.poll()
+        self._writer.poll()
 
     def settle(self) -> None:
         """Wait for the checkpoint that is being written.
@@ -138,29 +138,7 @@ class Checkpoints:
         Raises:
             OSError: it could not be.
         """
-        self._aside.wait()
-
-    def _write(
-        self,
-        step: int,
-        why: str,
-        arrays: tensor_file.Arrays,
-        trainer: Mapping[str, Any],
-        kept: Collection[int | None],
-    ) -> dict[str, Any]:
-        started = time.perf_counter()
-        saved = checkpoint.save(self.run.checkpoints, step, arrays, trainer)
-        prefix = "masters."
-        masters = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        save_adapters(self.run.adapters, masters, self.job)
-        checkpoint.prune(self.run.checkpoints, kept)
-        return {
-            "step": saved.step,
-            "path": str(saved.path),
-            "why": why,
-            "bytes": sum(file.stat().st_size for file in saved.path.iterdir()),
-            "seconds": round(time.perf_counter() - started, 3),
-        }
+        self._writer.settle()
 
     def roll_back(self, tripped: Progress) -> Progress:
         """Go back to a checkpoint from which training was good, with a lower rate, and past the rows that did it.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.optimizers as optim
+import numpy as np
 from mlx import nn
 from mlx.utils import tree_map, tree_map_with_path
 
@@ -15,11 +16,15 @@ from qlora_engine.training.dropout import DropoutKey
 from qlora_engine.training.grouping import Grouping
 from qlora_engine.training.head import Head
 from qlora_engine.training.results import MicroBatch, StartedMicroBatch, StartedUpdate, Update
+from qlora_engine.training.snapshot import Snapshot
 from qlora_engine.training.targets import Targets
 from qlora_engine.training.tree import Tree, flat
 from qlora_engine.training.vectors import Group, Vectors
 
 MAX_LOSS = 1e6
+MASTERS, OPTIMIZER = "masters.", "optimizer."  # what the names of a checkpoint's arrays begin with
+
+A = TypeVar("A", mx.array, np.ndarray)
 
 
 class TrainingStep:
@@ -138,12 +143,11 @@ class TrainingStep:
 
     def state(self) -> dict[str, mx.array]:
         """Everything that a checkpoint must hold of it, by flat names; `rate_factor` is the run's to keep."""
-        state = {f"masters.{path}": array for path, array in self._grouping.apart(self._masters).items()}
-        for name, array in flat(self.optimizer.state).items():
-            group, slot = self._group_of(name, array)
-            parts = {name: array} if group is None else group.apart(array)
-            state |= {f"optimizer.{path}" + (f".{slot}" if group else ""): part for path, part in parts.items()}
-        return state
+        return self._by_name(self._held(), Group.apart)
+
+    def snapshot(self) -> Snapshot:
+        """The same at this moment, to be read while training goes on."""
+        return Snapshot(self._held(), lambda arrays: self._by_name(arrays, Group.apart_on_host))
 
     def restore(self, arrays: dict[str, mx.array]) -> None:
         """Take back what `state` gave. Leaf by leaf into the live trees, which keeps empty containers.
@@ -151,21 +155,41 @@ class TrainingStep:
         Raises:
             KeyError: an array is missing.
         """
-        masters = {path: arrays[f"masters.{path}"] for path in self._grouping.apart(self._masters)}
+        masters = {path: arrays[f"{MASTERS}{path}"] for path in self._grouping.apart(self._masters)}
         restored = {}
         for name, array in flat(self.optimizer.state).items():
             group, slot = self._group_of(name, array)
             if group is None:
-                restored[name] = arrays[f"optimizer.{name}"]
+                restored[name] = arrays[f"{OPTIMIZER}{name}"]
             else:
                 restored[name] = group.join(
-                    {leaf.path: arrays[f"optimizer.{leaf.path}.{slot}"] for leaf in group.leaves}
+                    {leaf.path: arrays[f"{OPTIMIZER}{leaf.path}.{slot}"] for leaf in group.leaves}
                 )
         self._masters = self._grouping.join_flat(masters)
         _replace(self.optimizer.state, tree_map_with_path(lambda path, _: restored[path], self.optimizer.state))
         mx.eval(self._masters, self.optimizer.state)
 
-    def _group_of(self, name: str, array: mx.array) -> tuple[Group | None, str]:
+    def _held(self) -> dict[str, mx.array]:
+        """Masters and the optimizer's state as they are held, in vectors."""
+        masters = {f"{MASTERS}{key}": vector for key, vector in self._masters.items()}
+        return masters | {f"{OPTIMIZER}{name}": array for name, array in flat(self.optimizer.state).items()}
+
+    def _by_name(self, held: Mapping[str, A], apart: Callable[[Group, A], dict[str, A]]) -> dict[str, A]:
+        """The arrays of what `_held` gives, in MLX or on the host, by the names that a checkpoint has for them."""
+        named: dict[str, A] = {}
+        for name, array in held.items():
+            if name.startswith(MASTERS):
+                group, prefix, suffix = self._grouping.groups[name.removeprefix(MASTERS)], MASTERS, ""
+            else:
+                of_vector, slot = self._group_of(name.removeprefix(OPTIMIZER), array)
+                if of_vector is None:
+                    named[name] = array
+                    continue
+                group, prefix, suffix = of_vector, OPTIMIZER, f".{slot}"
+            named |= {f"{prefix}{path}{suffix}": part for path, part in apart(group, array).items()}
+        return named
+
+    def _group_of(self, name: str, array: mx.array | np.ndarray) -> tuple[Group | None, str]:
         """The group of arrays whose vector an array of the optimizer's state is like, and what it is of them."""
         key, _, slot = name.rpartition(".")
         group = self._grouping.groups.get(key)

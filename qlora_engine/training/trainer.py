@@ -84,7 +84,7 @@ class Trainer:
                 self.starter.discard()
                 return progress
             if prepared is batches[-1]:
-                progress = self._finish([prepared.batch for prepared in batches], window, before, progress, clock)
+                progress = self._finish([prepared.batch for prepared in batches], window, before, progress)
             if progress.due(self.spec.steps_per_report, progress.step - progress.report_steps, self.plan.steps):
                 progress = self._report(progress, clock)
         return progress
@@ -96,12 +96,12 @@ class Trainer:
         if batch.step in progress.guard.skipped:
             steps = progress.report_steps + batch.steps
             return replace(progress, step=progress.step + batch.steps, report_steps=steps)
-        with clock.running() as lap:
-            # Computed in several parts, a batch is short of memory rather than of time.
-            after = following if last and len(prepared.parts) == 1 else None
-            done = [self._compute(prepared, index, progress, after) for index in range(len(prepared.parts))]
-            memory.trim(self.spec, self.limits, progress.step + batch.steps)
-        self.starter.took(lap.seconds)
+        # Computed in several parts, a batch is short of memory rather than of time.
+        after = following if last and len(prepared.parts) == 1 else None
+        done = [self._compute(prepared, index, progress, after) for index in range(len(prepared.parts))]
+        memory.trim(self.spec, self.limits, progress.step + batch.steps)
+        seconds = clock.lap()
+        self.starter.took(seconds)
         count = sum(d.count for d in done)
         kept = [d for d in done if d.good]
         good = len(kept) == len(done)
@@ -110,7 +110,7 @@ class Trainer:
         clock.count(count, batch.steps, sum(d.positions for d in done), sum(d.filled for d in done))
         progress = progress.after_batch(batch.steps, sum(d.loss for d in kept), sum(d.count for d in kept), guard)
         if is_written(progress.step - batch.steps, progress.step):
-            self._say_step(prepared, done, progress, lap.seconds)
+            self._say_step(prepared, done, progress, seconds)
         return progress
 
     def _say_step(self, prepared: Prepared, done: Sequence[MicroBatch], progress: Progress, seconds: float) -> None:
@@ -156,11 +156,8 @@ class Trainer:
             self._say_dropped(place, rows, progress, value, loss=mean, norm=done.gradient_norm)
         return done
 
-    def _finish(
-        self, batches: Sequence[Batch], window: Window, before: Progress, progress: Progress, clock: Clock
-    ) -> Progress:
-        with clock.running():
-            update = self.starter.update()
+    def _finish(self, batches: Sequence[Batch], window: Window, before: Progress, progress: Progress) -> Progress:
+        update = self.starter.update()
         guard = progress.guard
         if update.count and not update.applied:  # good gradients, but an update that is not finite
             guard = before.guard.refused([batch.step for batch in batches])

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 ALIGNED = 64  # each matrix begins at a multiple of so many numbers: a GPU's products want aligned addresses
 
@@ -35,6 +36,11 @@ class Leaf:
         """The array. One operation, where a slice and a reshape would be two, for each of hundreds."""
         strides = [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
         return mx.as_strided(vector, self.shape, [1, self.shape[0]] if self.turned else strides, self.start)
+
+    def part_of_host(self, vector: np.ndarray) -> np.ndarray:
+        """The same of a vector that NumPy reads, without a copy."""
+        numbers = vector[self.start : self.end]
+        return numbers.reshape(self.shape[::-1]).T if self.turned else numbers.reshape(self.shape)
 
     def numbers(self, array: mx.array) -> mx.array:
         """An array as it lies in a vector, 1-D."""
@@ -74,6 +80,12 @@ class Group:
     def apart(self, vector: mx.array) -> dict[str, mx.array]:
         """The arrays of a vector, by path: views of it."""
         return self._apart(self.leaves, vector)
+
+    def apart_on_host(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """The same of a vector that NumPy reads."""
+        if not self.joined:
+            return {self.leaves[0].path: vector}
+        return {leaf.path: leaf.part_of_host(vector) for leaf in self.leaves}
 
     def in_pieces(self, vector: mx.array) -> dict[str, mx.array]:
         """Its pieces."""

@@ -10,7 +10,7 @@ LEAST_TARGETS = 32
 # Positions that the feed-forward part of a recomputed layer computes at once, where there are over twice as many.
 CHUNK = 4096
 # Of an output layer, dequantized at once where layers are recomputed: memory is short there.
-BLOCK_BYTES = 600 << 20
+BLOCK_BYTES = 450 << 20
 
 
 @dataclass(frozen=True)
