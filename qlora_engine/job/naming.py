@@ -1,4 +1,4 @@
-"""Which jobs a new job waits for, from what its file calls them."""
+"""Which jobs a job file means, from what it calls them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.record import JobRecord
 
 
-def resolve(names: Sequence[str], records: Iterable[JobRecord]) -> tuple[str, ...]:
+def resolve(key: str, names: Sequence[str], records: Iterable[JobRecord]) -> tuple[str, ...]:
     """The ids of the jobs that are named: by id, by a part of one that no other has, or the newest of that name.
 
-    A job can only wait for jobs that were accepted before it, so that no two ever wait for each other.
+    A job can only name jobs that were accepted before it, so that no two ever wait for each other.
+
+    Args:
+        key: of the job file, for errors.
+        names: its value.
+        records: of all jobs that may be meant.
 
     Raises:
         JobRejected: there is no such job, or several may be meant.
@@ -19,10 +24,10 @@ def resolve(names: Sequence[str], records: Iterable[JobRecord]) -> tuple[str, ..
     if not names:
         return ()
     known = sorted(records, key=lambda record: record.created)
-    return tuple(dict.fromkeys(_resolve(name, known) for name in names))
+    return tuple(dict.fromkeys(_resolve(key, name, known) for name in names))
 
 
-def _resolve(name: str, known: Sequence[JobRecord]) -> str:
+def _resolve(key: str, name: str, known: Sequence[JobRecord]) -> str:
     exact = [record.id for record in known if record.id == name] or [r.id for r in known if r.name == name]
     if exact:
         return exact[-1]
@@ -31,12 +36,12 @@ def _resolve(name: str, known: Sequence[JobRecord]) -> str:
         return parts[0]
     if parts:
         raise JobRejected(
-            f"`after` names {name!r:.90}, and {len(parts)} jobs have an id that contains it.",
-            where="after",
+            f"`{key}` names {name!r:.90}, and {len(parts)} jobs have an id that contains it.",
+            where=key,
             remedy=f"Write the whole id: {', '.join(parts[-3:])}.",
         )
     raise JobRejected(
-        f"`after` names {name!r:.90}, and there is no such job.",
-        where="after",
+        f"`{key}` names {name!r:.90}, and there is no such job.",
+        where=key,
         remedy="Give the id or name of a job that was accepted before this one (`qlora ls`); submit it first.",
     )
