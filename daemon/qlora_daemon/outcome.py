@@ -120,7 +120,8 @@ def _by_its_word(record: JobRecord, ended: ExitRecord, evidence: Evidence, outpu
 def _by_its_end(record: JobRecord, ended: ExitRecord, output: str) -> Move:
     """A process that gave no reason."""
     if record.state is State.STOPPING or ended.signal == "SIGTERM":
-        return Move(State.QUEUED, "stopped", f"stopped before it reached a checkpoint; {record.goes_on}")
+        early = "stopped before it reached a checkpoint" if record.kind == "train" else "stopped"
+        return Move(State.QUEUED, "stopped", f"{early}; {record.goes_on}")
     # Before training began nothing can have chosen a smaller layout, and fusing has none: that would go on for ever.
     if ended.memory is not None and record.state is State.RUNNING and record.kind == "train":
         return _after_memory(ended.memory, "with a smaller layout")

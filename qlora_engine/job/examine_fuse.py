@@ -63,7 +63,7 @@ def _record(home: Home, job_id: str) -> JobRecord | None:
 def _check_weights(spec: FuseSpec, source: JobRecord, run: RunFolder) -> None:
     if not source.is_final:
         return  # it will have them; where it ends without, the attempt says so
-    if not (run.adapters / ADAPTER_FILE).is_file():
+    if not (run.adapters / ADAPTER_FILE).exists():
         ended = {State.DONE: "is done", State.FAILED: "failed"}.get(source.state, "was cancelled")
         raise JobRejected(
             f"{source.id} {ended} and has no adapters to fuse.",
