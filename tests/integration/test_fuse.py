@@ -43,7 +43,7 @@ def client(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Client:
 
 @pytest.fixture
 def stuck(daemon: Daemon) -> Iterator[Path]:
-    """The trained adapters are a pipe that nobody writes, so a process stands in the midst of its work; and where they are."""
+    """The adapters are a pipe that nobody writes: who reads them stands in the midst of it. Where they are kept."""
     adapters = daemon.home.run(daemon.job("one").id).adapters / "adapters.safetensors"
     kept = adapters.rename(adapters.with_suffix(".kept"))
     os.mkfifo(adapters)
