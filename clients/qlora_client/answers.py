@@ -83,7 +83,12 @@ def ask_both(
         raise WrongState(
             f"{run.id} has fused what another job has learned, and has no base beside it.",
             where=str(run.path),
-            remedy=f"Ask that other job; or this model: python -m mlx_lm generate --model {run.model} --prompt …",
+            remedy="Ask that other job"
+            + (
+                f", or this model: python -m mlx_lm generate --model {run.model} --prompt …"
+                if run.model.exists()
+                else "."
+            ),
         )
     if not (run.adapters / ADAPTERS).exists():
         raise WrongState(

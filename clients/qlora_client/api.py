@@ -64,7 +64,8 @@ class LeftBehind:
 class Client:
     """A home's jobs. Reading works without the daemon; `submit` and `cancel` ask it.
 
-    Wherever an `id_part` is asked for, any part of the job's id will do that no other id contains.
+    Wherever an `id_part` is asked for, any part of the job's id will do that no other id contains, and of several ids
+    that one whose name begins with it.
 
     Args:
         home: QLORAD_HOME; by default that of the environment, else `~/qlora`.

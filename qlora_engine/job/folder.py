@@ -170,8 +170,8 @@ class RunFolder:
 
     @property
     def making(self) -> Path:
-        """Where such a result is made; what an attempt left of it is removed by the next."""
-        return self.path / ".making"
+        """Where such a result is made: in an attempt's private folder, which the worker empties if it ends badly."""
+        return self.path / ".tmp" / "making"
 
     @property
     def output(self) -> Path:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from qlora_engine.job.errors import JobRejected
+from qlora_engine.job.folder import NAME_AT
 from qlora_engine.job.record import JobRecord
 
 
 def resolve(key: str, names: Sequence[str], records: Iterable[JobRecord]) -> tuple[str, ...]:
-    """The ids of the jobs that are named: by id, by a part of one that no other has, or the newest of that name.
+    """The ids of the jobs that are named: by id, by the newest of that name, or by a part of an id.
+
+    The part must be of one id alone, or the name in one id alone must begin with it.
 
     A job can only name jobs that were accepted before it, so that no two ever wait for each other.
 
@@ -32,8 +35,10 @@ def _resolve(key: str, name: str, known: Sequence[JobRecord]) -> str:
     if exact:
         return exact[-1]
     parts = [record.id for record in known if name.lower() in record.id]
-    if len(parts) == 1:
-        return parts[0]
+    beginning = [job_id for job_id in parts if job_id.startswith(name.lower(), NAME_AT)]
+    for fitting in (parts, beginning):
+        if len(fitting) == 1:
+            return fitting[0]
     if parts:
         raise JobRejected(
             f"`{key}` names {name!r:.90}, and {len(parts)} jobs have an id that contains it.",

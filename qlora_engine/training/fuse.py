@@ -1,7 +1,7 @@
 """Fusing, as one story: load the base, put the adapters in, make one matrix of each pair, leave the result whole.
 
 There is no checkpoint: it takes minutes, and an attempt that is stopped is made again from the start. What it makes
-lies in `.making/` until all of it is on the disk, and appears by one rename.
+lies in a folder of its own until all of it is on the disk, and appears by one rename.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class _Fusing:
     def _make(self, result: Path) -> None:
         work = self.run.making
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
+        work.mkdir(parents=True)
         source = self.home.run(self.job.source)
         trained = ResolvedJob.load(source.spec)
         with self._phase("load"):

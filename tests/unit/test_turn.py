@@ -253,6 +253,8 @@ def test_a_job_is_named_by_its_id_its_name_or_a_part() -> None:
     assert resolve("after", ["j7"], [new, old]) == (new.id,)
     assert resolve("after", [old.id, old.id], [new, old]) == (old.id,)
     assert resolve("after", ["143500-J8"], [new, old]) == (new.id,)
+    fuses = new.model_copy(update={"id": "20261122-150000-fuse-j8", "name": "fuse-j8"})
+    assert resolve("after", ["j8"], [new, old, fuses]) == (new.id,)
     for name, told in (("nothing", "no such job"), ("143500", "2 jobs")):
         with pytest.raises(JobRejected, match=told):
             resolve("after", [name], [new, old])
