@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qlora_client.cli import main
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.examine import examine, resolved
 from qlora_engine.job.folder import Home, RunFolder
@@ -173,3 +174,13 @@ def test_the_files_of_a_resolved_job_name_what_others_need(home: Home) -> None:
     trained(home, OLD)
     job = look(home, "fuse: sql")
     assert OLD in json.dumps(job.model_dump(mode="json"))
+
+
+def test_a_job_that_fuses_has_no_report(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty page would look like a run that learned nothing."""
+    monkeypatch.setenv("QLORAD_HOME", str(home.path))
+    trained(home, OLD, kind="fuse")
+    assert main(["report", "sql", "--no-open"]) == 65
+    assert "so it has no curves" in capsys.readouterr().err
