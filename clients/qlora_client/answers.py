@@ -79,6 +79,17 @@ def ask_both(
         NoAnswers: the process that asks them failed without saying why.
         QloradError: what that process says is wrong.
     """
+    if run.model.exists() or run.gguf.exists():
+        raise WrongState(
+            f"{run.id} has fused what another job has learned, and has no base beside it.",
+            where=str(run.path),
+            remedy="Ask that other job"
+            + (
+                f", or this model: python -m mlx_lm generate --model {run.model} --prompt …"
+                if run.model.exists()
+                else "."
+            ),
+        )
     if not (run.adapters / ADAPTERS).exists():
         raise WrongState(
             f"{run.id} has no adapters yet: they come with its first checkpoint.",

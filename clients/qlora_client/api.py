@@ -15,7 +15,7 @@ from qlora_client.progress import Progress, after, progress_of
 from qlora_client.records import find_job, list_records, load_record
 from qlora_engine.job.errors import DaemonUnavailable, Exit, JobRejected, QloradError
 from qlora_engine.job.events import Event
-from qlora_engine.job.folder import Home, RunFolder
+from qlora_engine.job.folder import NAME_AT, Home, RunFolder
 from qlora_engine.job.hindrance import hindrances_in
 from qlora_engine.job.jobfile import SUFFIXES, read_job_file
 from qlora_engine.job.overrides import applied
@@ -64,7 +64,8 @@ class LeftBehind:
 class Client:
     """A home's jobs. Reading works without the daemon; `submit` and `cancel` ask it.
 
-    Wherever an `id_part` is asked for, any part of the job's id will do that no other id contains.
+    Wherever an `id_part` is asked for, any part of the job's id will do that no other id contains, and of several ids
+    that one whose name begins with it.
 
     Args:
         home: QLORAD_HOME; by default that of the environment, else `~/qlora`.
@@ -128,7 +129,77 @@ class Client:
             JobRejected: it is not a valid job.
             OSError: the watched folder cannot be written.
         """
-        letter = Letter(key=new_key(), submission=_submission(Path(path), as_overrides(overrides), again=again))
+        submission = _submission(Path(path), as_overrides(overrides), again=again)
+        return self.send_or_leave(Letter(key=new_key(), submission=submission), timeout)
+
+    def fuse(
+        self,
+        id_part: str,
+        *,
+        best: bool = False,
+        dequantize: bool = False,
+        add_as: str | None = None,
+        again: bool = False,
+        timeout: float = SUBMIT_SECONDS,
+        **wishes: object,
+    ) -> str:
+        """Make one model of a job's adapters and its base, as a job of the queue; it begins when that job has ended.
+
+        Args:
+            id_part: of the id of the job that trained, or trains.
+            best: take the checkpoint of the lowest validation loss instead of the job's result.
+            dequantize: make the model 16 bits wide.
+            add_as: put it among the home's models under this name.
+            again: even if just this is on its way already.
+            timeout: seconds to wait for the daemon's answer.
+            wishes: keys that every job file has: `name`, `priority`, `urgent`, `hold`, `after`, `not_before`, `notify`.
+
+        Returns:
+            The id of the job that fuses; the model will be in `run(id).model`.
+
+        Raises:
+            NoSuchJob: no job, or more than one, has such an id.
+            JobRejected: it cannot be fused, or a wish is no such key; says what, and the remedy.
+            DaemonUnavailable: the daemon does not run or does not answer.
+        """
+        keys = {"weights": "best" if best else None, "dequantize": dequantize or None, "add_as": add_as, **wishes}
+        return self._ask_to_run(self.fusing(id_part, "fuse", keys, again=again), timeout)
+
+    def export(
+        self,
+        id_part: str,
+        *,
+        best: bool = False,
+        again: bool = False,
+        timeout: float = SUBMIT_SECONDS,
+        **wishes: object,
+    ) -> str:
+        """`fuse`, but into one GGUF file in 16 bits, with a Modelfile for Ollama beside it: `run(id).gguf`.
+
+        Args, returns and raises as `fuse` does; models of other architectures than llama and mistral are rejected.
+        """
+        keys = {"export": "gguf", "weights": "best" if best else None, **wishes}
+        return self._ask_to_run(self.fusing(id_part, "export", keys, again=again), timeout)
+
+    def fusing(self, id_part: str, what: str, keys: Mapping[str, object], *, again: bool = False) -> Letter:
+        """The submission of a job that fuses, not sent. Raises `NoSuchJob`.
+
+        Args:
+            id_part: of the id of the job that trained.
+            what: the first word of the new job's name.
+            keys: of the job file beside `fuse`; None for those that are left out.
+            again: even if just this is on its way already.
+        """
+        run = self.run(id_part)
+        text = json.dumps(
+            {"fuse": run.id, **{key: value for key, value in keys.items() if value is not None}}, indent=2
+        )
+        name = f"{what}-{run.id[NAME_AT:]}.json"
+        submission = Submission(text=text, name=name, base=str(run.path), again=again)
+        return Letter(key=new_key(), submission=submission)
+
+    def send_or_leave(self, letter: Letter, timeout: float = SUBMIT_SECONDS) -> str | LeftBehind:
+        """Hand a submission over, or leave it in the watched folder. Returns and raises as `submit_or_leave` does."""
         try:
             return self._ask_to_run(letter, timeout)
         except DaemonUnavailable as reason:

@@ -11,6 +11,7 @@ import typer
 
 from qlora_client.commands import (
     comparing,
+    fusing,
     jobs,
     making,
     models,
@@ -77,6 +78,8 @@ app.command()(service.status)
 app.command()(service.doctor)
 app.command()(upkeep.clean)
 app.command("try")(trying.try_job)
+app.command()(fusing.fuse)
+app.command()(fusing.export)
 app.command()(trying.bench)
 app.command()(trying.demo)
 app.add_typer(models_app, name="models")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 
 from qlora_client.home import plain_home
-from qlora_engine.job.folder import JOB_ID
+from qlora_engine.job.folder import JOB_ID, NAME_AT
 
 MOST = 100  # more than a person reads; the newest
-_TIME = len("20261122-143501-")  # of an id, before the job's name
 
 
 def job_ids(incomplete: str) -> list[str]:
     """Ids that begin with what was typed, the newest first; if there are none, names of jobs that do.
 
-    A name is offered where no other id contains it, since it is then as good as the id.
+    A name is offered where it is as good as the id: no other id contains it, or no other name begins with it.
     """
     try:
         names = os.listdir(plain_home().runs)  # noqa: PTH208  # Path objects for 10,000 entries cost more
@@ -23,8 +22,13 @@ def job_ids(incomplete: str) -> list[str]:
     ids = sorted((name for name in names if JOB_ID.fullmatch(name)), reverse=True)
     if begin := [job_id for job_id in ids if job_id.startswith(incomplete)]:
         return begin[:MOST]
-    named = [job_id[_TIME:] for job_id in ids if job_id[_TIME:].startswith(incomplete)]
-    return [name for name in named[:MOST] if sum(name in job_id for job_id in ids) == 1]
+    named = [job_id[NAME_AT:] for job_id in ids if job_id[NAME_AT:].startswith(incomplete)]
+    # As `records.find_job` takes a part of an id.
+    return [
+        name
+        for name in named[:MOST]
+        if 1 in (sum(name in job_id for job_id in ids), sum(job_id.startswith(name, NAME_AT) for job_id in ids))
+    ]
 
 
 def event_names(incomplete: str) -> list[str]:

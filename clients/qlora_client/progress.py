@@ -97,7 +97,7 @@ def after(progress: Progress, event: Event) -> Progress:  # noqa: PLR0911, PLR09
             return _after_validation(progress, event)
         case "checkpoint.saved":
             return replace(progress, checkpoint_step=_whole(event.get("step")) or 0)
-        case "training.done" | "training.failed":
+        case "training.done" | "training.failed" | "fuse.failed":
             return _after_end(progress, event)
     return progress
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from qlora_client.listing import job_ids
 from qlora_engine.job.errors import NoSuchJob, QloradError
-from qlora_engine.job.folder import Home, RunFolder
+from qlora_engine.job.folder import NAME_AT, Home, RunFolder
 from qlora_engine.job.formats import NewerFormat
 from qlora_engine.job.record import JobRecord
 
@@ -73,6 +73,8 @@ def load_record(run: RunFolder) -> JobRecord:
 def find_job(home: Home, id_part: str) -> RunFolder:
     """The run folder of the one job whose id is, or contains, this text.
 
+    Of several, the one whose name begins with it: `sql` is the job sql-assistant, not that which fuses it.
+
     Raises:
         NoSuchJob: none, or more than one, does.
     """
@@ -81,8 +83,10 @@ def find_job(home: Home, id_part: str) -> RunFolder:
     if wanted in ids:
         return home.run(wanted)
     found = [job_id for job_id in ids if wanted and wanted in job_id]
-    if len(found) == 1:
-        return home.run(found[0])
+    beginning = [job_id for job_id in found if job_id[NAME_AT:].startswith(wanted)]
+    for fitting in (found, beginning):
+        if len(fitting) == 1:
+            return home.run(fitting[0])
     if found:
         raise NoSuchJob(
             f"{len(found)} jobs have an id that contains {id_part!r:.80}: {_some(found)}.",

@@ -17,7 +17,7 @@ from qlora_client.failures import report
 from qlora_engine import blas
 from qlora_engine.job.errors import Exit, JobRejected, SystemRefused
 from qlora_engine.job.examine import ExamineRequest, Verdict, as_line, read_line
-from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.job.resolved import AnyResolved, ResolvedFuse, ResolvedJob
 from qlora_engine.job.survey import Survey
 from qlora_engine.job.text import duration, plain
 from qlora_worker.settings import Settings
@@ -95,11 +95,12 @@ def show(verdict: Verdict, console: Console) -> None:
     console.print(Text("It would be accepted.", style="green"))
 
 
-def _view(job: ResolvedJob, survey: Survey) -> RenderableType:
+def _view(job: AnyResolved, survey: Survey) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
-    for name, value in (*_job(job, survey), *_data(survey), *_memory(survey), *_time(survey)):
+    about = _fusing(job) if isinstance(job, ResolvedFuse) else _job(job, survey)
+    for name, value in (*about, *_data(survey), *_memory(survey), *_time(survey)):
         facts.add_row(name, plain(value))
     parts = Table.grid(padding=(0, 2))
     parts.add_column(style="dim")
@@ -120,6 +121,14 @@ def _job(job: ResolvedJob, survey: Survey) -> Iterator[tuple[str, str]]:
     batch = f"{spec.batch_size} rows × {spec.grad_accumulation_steps}"
     steps = f", {survey.steps:,} steps" if survey.steps else ""
     yield "job", f"{spec.model}: {kind}, {layers}, {batch}{steps}"
+
+
+def _fusing(job: ResolvedFuse) -> Iterator[tuple[str, str]]:
+    made = "a GGUF file" if job.spec.export else "a model in 16 bits" if job.spec.dequantize else "a model"
+    yield (
+        "job",
+        f"{made} of {job.model} and the {'best ' if job.spec.weights == 'best' else ''}adapters of {job.source}",
+    )
 
 
 def _data(survey: Survey) -> Iterator[tuple[str, str]]:

@@ -181,6 +181,8 @@ def _files(run: RunFolder) -> Iterable[tuple[str, str]]:
     yield "folder", _short(run.path)
     for name, path in (
         ("adapters", run.adapters),
+        ("model", run.model),
+        ("gguf", run.gguf),
         ("report", run.report),
         ("checkpoints", run.checkpoints),
         ("job file", run.job_file()),

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from qlora_daemon import dependencies, duplicates
+from qlora_daemon import duplicates
 from qlora_daemon.claims import (
     Claim,
     Problem,
@@ -33,12 +33,13 @@ from qlora_daemon.claims import (
 from qlora_daemon.jobs import JobTable
 from qlora_daemon.mail import Examined
 from qlora_daemon.settling import JOB_NAMES, Found, look
-from qlora_engine.job import durable
+from qlora_engine.job import durable, naming
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.events import Event, EventLog, to_line
 from qlora_engine.job.folder import Home, RunFolder, new_job_id, unfinished_run
+from qlora_engine.job.fuse_spec import FuseSpec
 from qlora_engine.job.record import JobRecord, utc_now
-from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.job.resolved import AnyResolved, ResolvedFuse, ResolvedJob, kind_of
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.job.states import State
 from qlora_engine.job.survey import Survey
@@ -155,7 +156,7 @@ class Admission:
         if received.key not in self._open:
             self._begin(claim_request(self._home, received.key, submission))
 
-    def examined(self, key: str, verdict: ResolvedJob | QloradError, survey: Survey | None = None) -> None:
+    def examined(self, key: str, verdict: AnyResolved | QloradError, survey: Survey | None = None) -> None:
         """Note the examiner's verdict on a claim, for `settle`."""
         if not self._verdicts:
             self._not_before = time.monotonic() + GATHER_SECONDS
@@ -218,7 +219,7 @@ class Admission:
     def _draft(
         self,
         claim: Claim,
-        job: ResolvedJob,
+        job: AnyResolved,
         survey: Survey | None,
         alike: Mapping[str, JobRecord],
         drafted: Mapping[str, JobRecord],
@@ -233,13 +234,13 @@ class Admission:
             self._reject(claim, duplicates.refused(claim, same))
             return None
         try:
-            after = dependencies.resolve(job.spec.after, [*self._jobs, *drafted.values()]) if job.spec.after else ()
+            after = self._waits_for(job, drafted)
         except JobRejected as error:
             self._reject(claim, error)
             return None
         name = plain(job.spec.name or _name_of(claim), 80) or "job"
         job_id = new_job_id(name, utc_now(), self._home.runs)
-        record = JobRecord.new(job_id, name, request=claim.key, content=content).noting(
+        record = JobRecord.new(job_id, name, kind=kind_of(job), request=claim.key, content=content).noting(
             **_wishes(job.spec), after=after
         )
         stands = standing(record, lambda other: self._jobs.get(other) or drafted.get(other))
@@ -248,7 +249,7 @@ class Admission:
         record = record.moved(stands.state, stands.reason)
         folder = unfinished_run(self._home.runs, job_id)
         draft = Draft(claim, record, folder, _first_events(claim, record, job, survey))
-        if claim.text is None:
+        if claim.text is None and isinstance(job, ResolvedJob):
             job = rebase(job, claim.source.resolve(), (self._home.accepted / job_id).resolve())
         try:
             _fill(RunFolder(folder), draft, job, text)
@@ -256,6 +257,17 @@ class Admission:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return draft
+
+    def _waits_for(self, job: AnyResolved, drafted: Mapping[str, JobRecord]) -> tuple[str, ...]:
+        """The jobs that it comes after: those that it names, and the one that it fuses unless that has ended."""
+        after: tuple[str, ...] = ()
+        if job.spec.after:
+            after = naming.resolve("after", job.spec.after, [*self._jobs, *drafted.values()])
+        if isinstance(job, ResolvedFuse) and job.source not in after:
+            source = self._jobs.get(job.source)
+            if source is None or not source.is_final:
+                after = (*after, job.source)
+        return after
 
     def _accept(self, drafts: Sequence[Draft]) -> None:
         """Let the run folders appear, then tell everybody, and end the claims."""
@@ -323,7 +335,7 @@ class Admission:
             self._reply(received, answer)
 
 
-def _wishes(spec: JobSpec) -> dict[str, Any]:
+def _wishes(spec: JobSpec | FuseSpec) -> dict[str, Any]:
     """What the job says about its turn."""
     return {
         "priority": spec.priority,
@@ -335,18 +347,22 @@ def _wishes(spec: JobSpec) -> dict[str, Any]:
     }
 
 
-def _first_events(claim: Claim, record: JobRecord, job: ResolvedJob, survey: Survey | None) -> list[Event]:
+def _first_events(claim: Claim, record: JobRecord, job: AnyResolved, survey: Survey | None) -> list[Event]:
     """What is said of a job when it appears."""
     events: list[Event] = []
     log = EventLog([events.append], job=record.id)
-    log.emit("job.accepted", name=record.name, model=job.spec.model, source=claim.name)
+    log.emit("job.accepted", name=record.name, model=_model_of(job), source=claim.name)
     if survey is not None:
         log.emit("job.examined", **survey.as_event())
     log.emit("job.state", **{"from": State.ACCEPTED, "to": record.state, "reason": record.reason})
     return events
 
 
-def _fill(run: RunFolder, draft: Draft, job: ResolvedJob, text: bytes) -> None:
+def _model_of(job: AnyResolved) -> str:
+    return job.model if isinstance(job, ResolvedFuse) else job.spec.model
+
+
+def _fill(run: RunFolder, draft: Draft, job: AnyResolved, text: bytes) -> None:
     """Write a run folder that nobody sees before it is whole, so that each file is written but once."""
     run.path.mkdir()
     suffix = draft.claim.job_file.suffix.lower()

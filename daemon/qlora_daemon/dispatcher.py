@@ -73,7 +73,7 @@ def to_stop(jobs: Collection[JobRecord], now: datetime, conditions: Conditions) 
         )
         return Stop(job.id, reason, State.HELD)
     if (why := _why_it_may_not_train(job, conditions)) is not None:
-        return Stop(job.id, f"{why}; it goes on from its checkpoint")
+        return Stop(job.id, f"{why}; {job.goes_on}")
     if job.urgent or not conditions.queue_answers:
         return None
     urgent = first_ready([other for other in jobs if other.urgent], now, conditions.hindrances)
@@ -81,7 +81,7 @@ def to_stop(jobs: Collection[JobRecord], now: datetime, conditions: Conditions) 
         urgent is None or conditions.resting.get(urgent.id, now) > now
     ):  # which could not start: the GPU would do nothing
         return None
-    return Stop(job.id, f"makes way for {urgent.id}; it goes on from its checkpoint")
+    return Stop(job.id, f"makes way for {urgent.id}; {job.goes_on}")
 
 
 def _why_it_may_not_train(job: JobRecord, conditions: Conditions) -> str | None:

@@ -16,7 +16,7 @@ from qlora_engine.job.errors import BadSetting
 from qlora_engine.job.events import Event, parse_line
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.record import JobRecord
-from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.job.resolved import load_resolved
 from qlora_engine.job.targets import read_targets
 from qlora_engine.job.text import plain
 from qlora_worker.settings import Settings
@@ -84,7 +84,7 @@ class Messenger(threading.Thread):
                 self._post(MessageEnded(notice.job, notice.kind, (), f"{error.what} {error.remedy}"))
 
     def _tell(self, notice: Notice, run: RunFolder) -> None:
-        spec = ResolvedJob.model_validate_json(run.spec.read_bytes()).spec
+        spec = load_resolved(run.spec).spec
         left = self._addresses([*self._always, *spec.notify])
         if not left:
             return

@@ -26,6 +26,8 @@ STALL_REMEDY = (
     "that no other program keeps the GPU busy (Activity Monitor on a Mac). Then submit the job again."
 )
 
+FUSE_STALL_REMEDY = "Check that the disk is well, and that no other program keeps the GPU busy. Then `qlora retry` it."
+
 Outcome = Literal["done", "stopped", "stalled", "out_of_memory", "failed", "crashed", "lost"]
 
 
@@ -94,7 +96,7 @@ def _by_exit(record: JobRecord, evidence: Evidence, output: str) -> Move:
     if ended is None and evidence.rebooted:
         return _after_reboot(record)
     if ended is None:
-        return Move(State.QUEUED, "lost", "its process ended without a trace; it goes on from its checkpoint")
+        return Move(State.QUEUED, "lost", f"its process ended without a trace; {record.goes_on}")
     return _by_its_word(record, ended, evidence, output) or _by_its_end(record, ended, output)
 
 
@@ -105,7 +107,8 @@ def _by_its_word(record: JobRecord, ended: ExitRecord, evidence: Evidence, outpu
     if ended.code == Exit.TEMPFAIL:
         if evidence.rung is not None:
             return _after_memory(str(evidence.rung.get("reason")), str(evidence.rung.get("change")))
-        return Move(State.QUEUED, "stopped", "stopped at a checkpoint; it goes on from there")
+        where = "at a checkpoint; it goes on from there" if record.kind == "train" else f"at once; {record.goes_on}"
+        return Move(State.QUEUED, "stopped", f"stopped {where}")
     if ended.code == Exit.OSERR:
         why = _failure_reason(evidence.failure) if evidence.failure else f"the system refused; look into {output}"
         return Move(State.QUEUED, "stopped", f"{why} · it is tried again", rest=REFUSED_REST)
@@ -117,9 +120,10 @@ def _by_its_word(record: JobRecord, ended: ExitRecord, evidence: Evidence, outpu
 def _by_its_end(record: JobRecord, ended: ExitRecord, output: str) -> Move:
     """A process that gave no reason."""
     if record.state is State.STOPPING or ended.signal == "SIGTERM":
-        return Move(State.QUEUED, "stopped", "stopped before it reached a checkpoint; it goes on from the last")
-    # Before training began nothing can have chosen a smaller layout: that would go on for ever.
-    if ended.memory is not None and record.state is State.RUNNING:
+        early = "stopped before it reached a checkpoint" if record.kind == "train" else "stopped"
+        return Move(State.QUEUED, "stopped", f"{early}; {record.goes_on}")
+    # Before training began nothing can have chosen a smaller layout, and fusing has none: that would go on for ever.
+    if ended.memory is not None and record.state is State.RUNNING and record.kind == "train":
         return _after_memory(ended.memory, "with a smaller layout")
     return _after_crash(record, ended, output)
 
@@ -127,11 +131,11 @@ def _by_its_end(record: JobRecord, ended: ExitRecord, output: str) -> Move:
 def _after_reboot(record: JobRecord) -> Move:
     reboots = record.reboots + 1
     if reboots < MAX_REBOOTS:
-        reason = f"the machine went down while it ran, {reboots} of {MAX_REBOOTS}; it goes on from its checkpoint"
+        reason = f"the machine went down while it ran, {reboots} of {MAX_REBOOTS}; {record.goes_on}"
         return Move(State.QUEUED, "lost", reason, {"reboots": reboots})
     reason = (
         f"the machine went down {reboots} times while it ran, so it may be the cause · look into the system's log, "
-        f"lower memory.limit_gb or batch_size · `qlora release {record.id}` lets it go on from its checkpoint"
+        f"{_less(record)} · `qlora release {record.id}` lets it go on"
     )
     return Move(State.HELD, "lost", reason, {"reboots": 0})  # released, it has as many again
 
@@ -140,11 +144,12 @@ def _after_stall(record: JobRecord, stalled: Stall, output: str) -> Move:
     times = record.stalls.get(stalled.phase, 0) + 1
     changes = {"stalls": {**record.stalls, stalled.phase: times}}
     if times < MAX_STALLS:
-        reason = f"stalled in {stalled}, {times} of {MAX_STALLS} without a new checkpoint; it goes on from the last"
+        reason = f"stalled in {stalled}, {times} of {MAX_STALLS}{_in_vain(record)}; {record.goes_on}"
         return Move(State.QUEUED, "stalled", reason, changes)
     reason = (
-        f"stalled {times} times in {stalled.phase} without a new checkpoint, last at step {stalled.step} · "
-        f"its stacks are in {Path(output).with_name('events.jsonl')} · {STALL_REMEDY}"
+        f"stalled {times} times in {stalled.phase}{_in_vain(record)}, last at step {stalled.step} · "
+        f"its stacks are in {Path(output).with_name('events.jsonl')} · "
+        f"{STALL_REMEDY if record.kind == 'train' else FUSE_STALL_REMEDY}"
     )
     return Move(State.FAILED, "stalled", reason, changes)
 
@@ -160,10 +165,18 @@ def _after_crash(record: JobRecord, ended: ExitRecord, output: str) -> Move:
         how += f", out of memory: {ended.memory}"
     changes = {"crashes": crashes}
     if crashes >= MAX_CRASHES:
-        reason = f"crashed {crashes} times in a row without a new checkpoint, last by {how}; look into {output}"
+        reason = f"crashed {crashes} times in a row{_in_vain(record)}, last by {how}; look into {output}"
         return Move(State.FAILED, "crashed", reason, changes)
-    reason = f"crashed ({how}), {crashes} of {MAX_CRASHES} without a new checkpoint; it goes on from the last"
+    reason = f"crashed ({how}), {crashes} of {MAX_CRASHES}{_in_vain(record)}; {record.goes_on}"
     return Move(State.QUEUED, "crashed", reason, changes)
+
+
+def _in_vain(record: JobRecord) -> str:
+    return " without a new checkpoint" if record.kind == "train" else ""
+
+
+def _less(record: JobRecord) -> str:
+    return "lower memory.limit_gb or batch_size" if record.kind == "train" else "make room in memory"
 
 
 def _failure_reason(failure: Event) -> str:

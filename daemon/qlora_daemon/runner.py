@@ -177,7 +177,7 @@ class Runner:
         if record is None:
             return
         match event["event"]:
-            case "training.started" if record.state is State.STARTING:
+            case "training.started" | "fuse.started" if record.state is State.STARTING:
                 now = utc_now()
                 self._jobs.move(active.job, State.RUNNING, started=record.started or now, running_since=now)
             case "checkpoint.saved":
@@ -188,7 +188,7 @@ class Runner:
                 self._jobs.note(active.job, store=True, **changes)
             case "data.loaded":
                 self._jobs.note(active.job, store=False, steps=int(event.get("steps") or 0))
-            case "training.failed":
+            case "training.failed" | "fuse.failed":
                 active.failure = event
             case "ladder.rung":
                 active.rung = event
@@ -197,6 +197,8 @@ class Runner:
             case "training.done":
                 active.finished = True
                 self._jobs.note(active.job, store=False, step=int(event.get("step") or 0))
+            case "fuse.done":
+                active.finished = True
 
     def _read_progress(self, active: Active, now: float) -> None:
         progress = active.watch.progress()

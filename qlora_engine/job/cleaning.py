@@ -100,7 +100,9 @@ def unused_models(home: Home, runs: Iterable[str], models: Iterable[str]) -> lis
     unused = set(models)
     for name in runs:
         resolved = json.loads(home.run(name).spec.read_bytes())
-        used = (str(resolved.get("model_path") or ""), str(resolved["spec"]["model"]))
+        spec = resolved["spec"]
+        named = (resolved.get("model_path"), resolved.get("model"), spec.get("model"), spec.get("add_as"))
+        used = [str(one) for one in named if one]
         unused -= {model for model in unused if any(_is_model(home, model, text) for text in used)}
     return sorted(unused)
 

@@ -17,13 +17,14 @@ from typing import Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from qlora_engine.job import datafiles
+from qlora_engine.job import datafiles, examine_fuse
 from qlora_engine.job.errors import DataRejected, JobRejected, ModelRejected, QloradError
 from qlora_engine.job.folder import Home
+from qlora_engine.job.fuse_spec import is_fusing
 from qlora_engine.job.jobfile import JobText, parse, read_job_file
 from qlora_engine.job.models import resolve
 from qlora_engine.job.overrides import applied
-from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.job.resolved import AnyResolved, ResolvedFuse, ResolvedJob
 from qlora_engine.job.services import check_installed
 from qlora_engine.job.spec import JobSpec, validate
 from qlora_engine.job.survey import Survey
@@ -49,7 +50,7 @@ class Verdict(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    job: ResolvedJob | None = None
+    job: AnyResolved | None = None
     survey: Survey | None = None
     exit_code: int = 0
     what: str | None = None
@@ -65,7 +66,7 @@ class Verdict(BaseModel):
 M = TypeVar("M", ExamineRequest, Verdict)
 
 
-def examine_request(request: ExamineRequest) -> ResolvedJob:
+def examine_request(request: ExamineRequest) -> AnyResolved:
     """`examine` as a request asks for it."""
     base = Path(request.base) if request.base else None
     job_file = Path(request.job_file)
@@ -74,7 +75,7 @@ def examine_request(request: ExamineRequest) -> ResolvedJob:
 
 
 def examine(job_file: Path, *, home: Path, base: Path | None, shown_as: str | None = None) -> ResolvedJob:
-    """Turn a job file into a resolved job.
+    """Turn the file of a job that trains into a resolved job.
 
     Args:
         job_file: a regular file.
@@ -86,11 +87,20 @@ def examine(job_file: Path, *, home: Path, base: Path | None, shown_as: str | No
         JobRejected: (or a subclass) with what is wrong, where, and the remedy.
     """
     _, text = read_job_file(job_file)
-    return resolved(text, home=home, base=base, shown_as=shown_as or job_file.name)
+    job = resolved(text, home=home, base=base, shown_as=shown_as or job_file.name)
+    if isinstance(job, ResolvedFuse):
+        raise JobRejected(
+            "This job fuses what another has learned; nothing is trained.",
+            where=shown_as or job_file.name,
+            remedy=f"Submit it to the daemon: qlora submit {shown_as or job_file.name}",
+        )
+    return job
 
 
-def resolved(text: JobText, *, home: Path, base: Path | None, shown_as: str) -> ResolvedJob:
-    """`examine` for a job file that has been parsed."""
+def resolved(text: JobText, *, home: Path, base: Path | None, shown_as: str) -> AnyResolved:
+    """A resolved job of either kind, from a job file that has been parsed. Raises as `examine` does."""
+    if is_fusing(text.values):
+        return examine_fuse.resolved(text, Home(home))
     spec = validate(text)
     check_installed(spec)
     check_targets(spec.notify, Home(home).targets)

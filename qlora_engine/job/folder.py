@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
+NAME_AT = len("20261122-143501-")  # where the job's name begins in its id
 JOB_ID = re.compile(r"\d{8}-\d{6}-[a-z0-9][a-z0-9-]{0,63}")
 
 
@@ -156,6 +157,21 @@ class RunFolder:
     def adapters(self) -> Path:
         """The result, in mlx_lm's format."""
         return self.path / "adapters"
+
+    @property
+    def model(self) -> Path:
+        """The result of a job that fuses, an MLX model; complete or absent."""
+        return self.path / "model"
+
+    @property
+    def gguf(self) -> Path:
+        """The result of a job that exports: a GGUF file and what goes with it; complete or absent."""
+        return self.path / "gguf"
+
+    @property
+    def making(self) -> Path:
+        """Where such a result is made: in an attempt's private folder, which the worker empties if it ends badly."""
+        return self.path / ".tmp" / "making"
 
     @property
     def output(self) -> Path:

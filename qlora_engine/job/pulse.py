@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 START = "start"  # until the first phase: imports, the GPU lock
-PHASES = (START, "load", "data", "measure", "compile", "train", "validate", "save", "test", "sample")
+PHASES = (START, "load", "data", "measure", "compile", "train", "validate", "save", "test", "sample", "fuse", "write")
 WIDTH = 512  # bytes of the one line, so that a write replaces the whole of the last
 SUM = 9  # bytes of it: the CRC-32 of those before it, in hexadecimal digits, and the line's end
 

@@ -12,6 +12,8 @@ from qlora_engine.job import durable, stored
 from qlora_engine.job.formats import RECORD
 from qlora_engine.job.states import FINAL, State, check_move
 
+Kind = Literal["train", "fuse"]  # what a job does
+
 
 def utc_now() -> datetime:
     """The time in UTC, to the millisecond."""
@@ -27,6 +29,7 @@ class JobRecord(BaseModel):
     format: int = Field(default=RECORD.current, ge=RECORD.current, le=RECORD.current)
     id: str
     name: str
+    kind: Kind = Field(default="train", description="it trains, or it fuses what another job has learned")
     state: State
     reason: str = Field(default="", description="why the job is in this state, for a person")
     priority: int = 0
@@ -61,13 +64,21 @@ class JobRecord(BaseModel):
 
     @classmethod
     def new(
-        cls, job_id: str, name: str, *, priority: int = 0, request: str | None = None, content: str | None = None
+        cls,
+        job_id: str,
+        name: str,
+        *,
+        kind: Kind = "train",
+        priority: int = 0,
+        request: str | None = None,
+        content: str | None = None,
     ) -> Self:
         """The record of a job that has just been accepted."""
         now = utc_now()
         return cls(
             id=job_id,
             name=name,
+            kind=kind,
             state=State.ACCEPTED,
             priority=priority,
             created=now,
@@ -80,6 +91,11 @@ class JobRecord(BaseModel):
     def is_final(self) -> bool:
         """The job has ended and will not change again."""
         return self.state in FINAL
+
+    @property
+    def goes_on(self) -> str:
+        """How it goes on after it was stopped, for a person."""
+        return "it goes on from its checkpoint" if self.kind == "train" else "it is done again from the start"
 
     def moved(self, target: State, reason: str = "", **changes: Any) -> Self:
         """The record in another state. Raises `IllegalMove` where the table forbids it."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from qlora_engine.job.fuse_spec import KEY, FuseSpec
 from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.wishes import Wishes
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FILE = "job.schema.json"
 # How yaml-language-server, which most editors ask, learns which schema a file has.
 REFERENCE = f"# yaml-language-server: $schema={FILE}"
 
-# What a job file may say beside what `JobSpec` holds once it is read.
+# What a job file may say beside what its spec holds once it is read.
 ALSO: dict[str, dict[str, Any]] = {
     "after": {"type": "string"},
     "max_runtime": {"type": "string"},
@@ -25,14 +27,30 @@ Schema = dict[str, Any]
 
 
 def job_schema() -> Schema:
-    """The schema, as JSON."""
-    schema = _without_titles(JobSpec.model_json_schema())
-    properties: dict[str, Schema] = schema["properties"]
-    for key, one in properties.items():
-        properties[key] = _also(one, [*([ALSO[key]] if key in ALSO else []), {"type": "null"}])
+    """The schema, as JSON: of a job that fuses where the file has the key for it, else of one that trains."""
+    training, fusing = _of(JobSpec), _of(FuseSpec)
     # mlx_lm's own example lists optimizers with nothing behind them.
-    properties["optimizer_config"]["anyOf"][0]["additionalProperties"]["type"] = ["object", "null"]
-    return {"$schema": DIALECT, "title": "A qlorad job", **schema}
+    training["properties"]["optimizer_config"]["anyOf"][0]["additionalProperties"]["type"] = ["object", "null"]
+    definitions = training.pop("$defs") | fusing.pop("$defs", {})
+    return {
+        "$schema": DIALECT,
+        "title": "A qlorad job",
+        "$defs": definitions,
+        "if": {"required": [KEY]},
+        "then": fusing,
+        "else": training,
+    }
+
+
+def _of(kind: type[Wishes]) -> Schema:
+    """The schema of one kind of job."""
+    schema = _without_titles(kind.model_json_schema())
+    properties: dict[str, Schema] = schema["properties"]
+    required = schema.get("required", ())
+    for key, one in properties.items():
+        also = [*([ALSO[key]] if key in ALSO else []), *([] if key in required else [{"type": "null"}])]
+        properties[key] = _also(one, also)
+    return schema
 
 
 def as_text() -> str:

@@ -5,23 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from qlora_engine.job import targets
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.jobfile import JobText
-from qlora_engine.job.when import moment_of, seconds_of
+from qlora_engine.job.when import seconds_of
+from qlora_engine.job.wishes import Section, Text, Wishes, read_value, shown
 
 # What `hf_dataset.config` may say to `datasets.load_dataset`: which data, and nothing of how it is loaded.
 HUB_CONFIG = frozenset({"name", "data_dir", "data_files", "revision", "verification_mode", "keep_in_memory"})
@@ -30,20 +21,13 @@ UNPICKLES = frozenset({"pandas"})
 
 REPORTERS = ("wandb", "swanlab", "tensorboard", "trackio")
 
-TARGET = rf"^{targets.NAME.pattern}$"
-
 AS_WRITTEN = {"as_written": True}  # validation context: only keys that a person wrote are there
 
-T = TypeVar("T")
+W = TypeVar("W", bound=Wishes)
 Count = Annotated[int, Field(ge=1)]
-Text = Annotated[str, Field(min_length=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class LoraParameters(_Section):
+class LoraParameters(Section):
     """Size, scale and place of the adapters. mlx_lm knows `scale`, not `alpha`."""
 
     rank: Count = Field(default=8, description="columns of an adapter's matrices")
@@ -61,7 +45,7 @@ class LoraParameters(_Section):
         return self.scale * math.sqrt(self.rank) if self.rank_stabilized else self.scale
 
 
-class Memory(_Section):
+class Memory(Section):
     """How much memory training may use, and when it gives back what it holds in reserve."""
 
     limit_gb: Annotated[float, Field(gt=0)] | None = Field(
@@ -72,14 +56,14 @@ class Memory(_Section):
     )
 
 
-class EarlyStopping(_Section):
+class EarlyStopping(Section):
     """When to end a run whose validation loss no longer falls."""
 
     patience: Count = Field(default=3, description="validations in a row without an improvement")
     min_delta: Annotated[float, Field(ge=0)] = Field(default=0.0, description="what counts as one, nats")
 
 
-class LrSchedule(_Section):
+class LrSchedule(Section):
     """A schedule of `mlx.optimizers.schedulers` by name, with warmup in optimizer steps."""
 
     name: Literal["cosine_decay", "exponential_decay", "linear_schedule", "step_decay"] = Field(
@@ -90,7 +74,7 @@ class LrSchedule(_Section):
     warmup_init: Annotated[float, Field(ge=0)] = Field(default=0.0, description="learning rate where that begins")
 
 
-class JobSpec(_Section):
+class JobSpec(Wishes):
     """A fine-tuning job. Counts of iterations are micro-batches, as mlx_lm counts them."""
 
     # mlx_lm's keys
@@ -157,20 +141,6 @@ class JobSpec(_Section):
     trust_remote_code: Literal[False] = Field(default=False, description="refused from a job file")
 
     # ours
-    name: Annotated[str, Field(min_length=1, max_length=80)] | None = Field(
-        default=None, description="of the job; that of its file or folder when left out"
-    )
-    priority: Annotated[int, Field(ge=-100, le=100)] = Field(default=0, description="higher goes first")
-    urgent: bool = Field(default=False, description="goes before all others; the running job stops for it")
-    hold: bool = Field(default=False, description="waits for `qlora release` from the start")
-    power: Literal["any", "ac"] | None = Field(
-        default=None, description="on battery: train all the same, or wait for the plug; the setting when left out"
-    )
-    after: list[Text] = Field(default=[], max_length=100, description="jobs that must be done first: ids or names")
-    not_before: Text | None = Field(default=None, description="starts at this time or later")
-    retries: Annotated[int, Field(ge=0, le=20)] = Field(
-        default=0, description="how often it is tried again after it crashed, stalled, or missed a service"
-    )
     max_runtime: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="seconds of training, or 30m, 2h30m, 1d: then it is held at a checkpoint"
     )
@@ -213,27 +183,14 @@ class JobSpec(_Section):
     samples: Annotated[int, Field(ge=0, le=20)] | list[Text] = Field(
         default=2, description="answers before and after training: how many validation rows, or the prompts"
     )
-    notify: list[Annotated[str, Field(pattern=TARGET)]] = Field(
-        default=[], max_length=20, description="who is told how it ends: names of targets, never addresses"
-    )
     report_to: Text | list[Text] | None = Field(
         default=None, description="wandb, swanlab, tensorboard, trackio; several with commas, as in mlx_lm"
     )
 
-    @field_validator("after", "notify", mode="before")
-    @classmethod
-    def _as_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-    @field_validator("not_before", mode="before")
-    @classmethod
-    def _as_moment(cls, value: Any) -> Any:
-        return None if value is None else _read("not_before", moment_of, value).isoformat()
-
     @field_validator("max_runtime", mode="before")
     @classmethod
     def _as_seconds(cls, value: Any) -> Any:
-        return None if value is None else _read("max_runtime", seconds_of, value)
+        return None if value is None else read_value("max_runtime", seconds_of, value)
 
     @field_validator("packing", mode="before")
     @classmethod
@@ -294,13 +251,6 @@ class JobSpec(_Section):
         return self.checkpoint_every or self.save_every
 
 
-def _read(key: str, reads: Callable[[Any], T], value: Any) -> T:
-    try:
-        return reads(value)
-    except ValueError as error:
-        raise ValueError(f"`{key}` is {_shown(value)}, but it {error}") from None
-
-
 def _reporters(value: str | list[str] | None) -> tuple[str, ...]:
     names = value.split(",") if isinstance(value, str) else value or []
     return tuple(name.strip().lower() for name in names if name.strip())
@@ -312,20 +262,25 @@ def validate(job: JobText) -> JobSpec:
     Raises:
         JobRejected: an unknown key (with the nearest known one), a wrong type or value (with its line).
     """
+    return validated(JobSpec, job)
+
+
+def validated(kind: type[W], job: JobText) -> W:
+    """`validate` for any kind of job."""
     # A key without a value means its default, as in mlx_lm.
     values = {key: value for key, value in job.values.items() if value is not None}
     try:
-        return JobSpec.model_validate(values, context=AS_WRITTEN)
+        return kind.model_validate(values, context=AS_WRITTEN)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        first, *others = [_describe(problem, job) for problem in problems]
+        first, *others = [_describe(problem, job, kind) for problem in problems]
         what, where, remedy = first
         if others:
             what += "".join(f"\n  also:   {text} ({place})" for text, place, _ in others[:9])
         raise JobRejected(what, where=where, remedy=remedy) from None
 
 
-def _describe(problem: Any, job: JobText) -> tuple[str, str, str]:
+def _describe(problem: Any, job: JobText, kind: type[Wishes]) -> tuple[str, str, str]:
     # Where a value may have one of several types, pydantic adds the type that it tried: `list[dict[str,any]]`.
     place = problem["loc"]
     keys = tuple(str(part) for number, part in enumerate(place) if number == 0 or "[" not in str(part))
@@ -333,7 +288,7 @@ def _describe(problem: Any, job: JobText) -> tuple[str, str, str]:
     where = job.where(keys)
     match problem["type"]:
         case "extra_forbidden":
-            return f"`{dotted}` is not a key of a job file.", where, _nearest(keys)
+            return f"`{dotted}` is not a key of {kind.FILE}.", where, _nearest(keys, kind)
         case "value_error":
             remedy = "Correct it." if keys else "Remove one of the two."
             return f"{problem['ctx']['error']}.", where, remedy
@@ -353,30 +308,22 @@ def _describe(problem: Any, job: JobText) -> tuple[str, str, str]:
     if isinstance(given, str) and any(word in expected for word in ("integer", "number")):
         hint = " Write it without quotes or units, for example `1e-5` or `200`."
     return (
-        f"`{dotted}` is {_shown(given)}, but it {expected}.",
+        f"`{dotted}` is {shown(given)}, but it {expected}.",
         where,
         f"Correct the value of `{keys[-1] if keys else 'the job'}`.{hint}",
     )
 
 
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no integer of more than 4,300 digits
-        return "a number too long to show"
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _nearest(keys: tuple[str, ...]) -> str:
+def _nearest(keys: tuple[str, ...], kind: type[Wishes]) -> str:
     sections: dict[str, type[BaseModel]] = {
         "lora_parameters": LoraParameters,
         "lr_schedule": LrSchedule,
         "memory": Memory,
         "early_stopping": EarlyStopping,
     }
-    section = sections.get(keys[0], JobSpec) if len(keys) > 1 else JobSpec
+    section = sections.get(keys[0], kind) if len(keys) > 1 else kind
     known = [*section.model_fields]
-    if keys[-1] == "alpha":
+    if keys[-1] == "alpha" and kind is JobSpec:
         return "mlx_lm's config has `scale` (alpha divided by rank) in its place."
     near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.6)
     if near:

@@ -228,7 +228,9 @@ EVENTS: dict[str, EventType] = {
             "threads": "of that library",
         },
     ),
-    "phase.started": EventType("A phase begins.", {"phase": "load, data, measure, train, test or sample"}),
+    "phase.started": EventType(
+        "A phase begins.", {"phase": "load, data, measure, train, test or sample; fuse or write"}
+    ),
     "phase.ended": EventType("A phase has ended.", {"phase": "which", "seconds": "it took"}),
     "model.loaded": EventType(
         "The base model is in memory, with its adapters.",
@@ -482,6 +484,38 @@ EVENTS: dict[str, EventType] = {
         },
     ),
     "training.failed": EventType("Training cannot go on.", _PROBLEM | {"error": "type of the error"}, "error"),
+    # fusing
+    "fuse.started": EventType(
+        "The process of a job that fuses holds the GPU and begins.",
+        {
+            "pid": "of the process",
+            "source": "the job whose adapters are fused",
+            "backend": "metal, cuda or cpu",
+            "device": "its name",
+            "versions": "of Python, mlx and mlx_lm",
+        },
+    ),
+    "model.fused": EventType(
+        "The base and the adapters are one model in memory.",
+        {
+            "weights": "adapters, or the checkpoint that they were taken from",
+            "layers": "that had adapters; 0 where the weights themselves were trained",
+            "bits": "of the fused weights; None when none are quantized",
+            "memory_gb": "active memory, 10^9 bytes",
+        },
+    ),
+    "fuse.done": EventType(
+        "The fused model is on disk.",
+        {
+            "source": "the job whose adapters were fused",
+            "model": "folder of the MLX model, or None",
+            "gguf": "the GGUF file, or None",
+            "added": "the model's place among the home's models, or None",
+            "bytes": "in all",
+            "seconds": "this process ran",
+        },
+    ),
+    "fuse.failed": EventType("Fusing cannot go on.", _PROBLEM | {"error": "type of the error"}, "error"),
 }
 
 

@@ -14,7 +14,15 @@ _HIDDEN = frozenset({"ts", "level", "event", "job", "attempt"})
 
 def describe(event: Event) -> str:
     """What happened, in words; an event that is not known here shows its name and fields. Never raises."""
-    text = _training(event) or _incident(event) or _report(event) or _job(event) or _service(event) or _machine(event)
+    text = (
+        _training(event)
+        or _fusing(event)
+        or _incident(event)
+        or _report(event)
+        or _job(event)
+        or _service(event)
+        or _machine(event)
+    )
     return plain(text or _as_fields(event))
 
 
@@ -68,6 +76,21 @@ def _training(event: Event) -> str | None:  # noqa: PLR0911, PLR0912  # one case
             )
         case "ladder.rung":
             return f"ran out of memory ({_text(event, 'reason')}): {_text(event, 'change')}"
+    return None
+
+
+def _fusing(event: Event) -> str | None:
+    match event["event"]:
+        case "fuse.started":
+            return f"fusing {_text(event, 'source')} on {_text(event, 'backend')} ({_text(event, 'device')})"
+        case "model.fused":
+            bits = f"{_text(event, 'bits')}-bit" if event.get("bits") is not None else "not quantized"
+            return f"fused {_text(event, 'weights')} into {_text(event, 'layers')} layers, {bits}, {_memory(event)}"
+        case "fuse.done":
+            where = event.get("added") or event.get("gguf") or event.get("model")
+            return f"fused in {_seconds(event, 'seconds')}: {where} ({_bytes(event)})"
+        case "fuse.failed":
+            return f"fusing failed: {_problem(event)}"
     return None
 
 

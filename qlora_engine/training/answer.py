@@ -18,20 +18,16 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm.sample_utils import make_sampler
-from mlx_lm.tuner.utils import load_adapters
 
 from qlora_engine.job.datafiles import DataFormat
-from qlora_engine.job.errors import CheckpointDamaged, DataRejected, Exit, ModelRejected, QloradError, WrongState
+from qlora_engine.job.errors import DataRejected, Exit, QloradError
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.resolved import ResolvedJob
-from qlora_engine.training import checkpoint
-from qlora_engine.training.adapters import save_adapters
-from qlora_engine.training.model import Base, load_base
-from qlora_engine.training.progress import Progress
+from qlora_engine.training.best import save_best
+from qlora_engine.training.model import Base, load_base, put_adapters
 from qlora_engine.training.samples import Prompt, asked, generate
-from qlora_engine.training.tensor_file import on_host
 
-MASTERS = "masters."  # what a checkpoint calls the trained parameters
+WITHOUT_BEST = "Leave --best away: then the run's adapters answer."
 
 
 @dataclass(frozen=True)
@@ -84,8 +80,8 @@ def answers(question: Question) -> Iterator[dict[str, str]]:
     prompts = [_as_trained(text, job, base) for text in question.prompts]
     before = [_answer(base, prompt, question) for prompt in prompts]
     with tempfile.TemporaryDirectory(prefix="qlora-answer-") as folder:
-        weights = _best(run, job, Path(folder)) if question.best else run.adapters.name
-        _adapt(base, Path(folder) if question.best else run.adapters)
+        weights = save_best(run, job, Path(folder), otherwise=WITHOUT_BEST) if question.best else run.adapters.name
+        put_adapters(base, Path(folder) if question.best else run.adapters)
         for prompt, without in zip(prompts, before, strict=True):
             adapted = _answer(base, prompt, question)
             yield {"prompt": prompt.text, "base": without, "adapted": adapted, "weights": weights}
@@ -114,43 +110,6 @@ def _answer(base: Base, prompt: Prompt, question: Question) -> str:
     sampler = make_sampler(question.temp) if question.temp > 0 else None
     tokens = list(generate(base.model, base.tokenizer, prompt, question.max_tokens, sampler))
     return str(base.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-
-
-def _adapt(base: Base, folder: Path) -> None:
-    try:
-        load_adapters(base.model, str(folder))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelRejected(
-            f"The adapters cannot be loaded: {error}",
-            where=str(folder),
-            remedy="`qlora report ID` says how the run went; `qlora retry ID` trains it again.",
-        ) from error
-    base.model.eval()
-
-
-def _best(run: RunFolder, job: ResolvedJob, into: Path) -> str:
-    """Write the adapters of the lowest validation loss so far into the folder `into`; the name of their checkpoint."""
-    found = checkpoint.newest(run.checkpoints, lambda _path, _error: None)
-    step = Progress.of(found[1]["progress"]).best_step if found else None
-    if step is None:
-        raise WrongState(
-            "The run has no checkpoint that a validation loss is known of.",
-            where=str(run.checkpoints),
-            remedy="Leave --best away: then the run's adapters answer.",
-        )
-    best = checkpoint.folder_of(run.checkpoints, step)
-    try:
-        checkpoint.check(best)
-    except CheckpointDamaged as error:
-        raise WrongState(
-            f"The checkpoint of the lowest validation loss cannot be used: {error.what}",
-            where=str(best),
-            remedy="Leave --best away: then the run's adapters answer.",
-        ) from error
-    arrays = on_host(checkpoint.load_arrays(best))
-    masters = {name.removeprefix(MASTERS): array for name, array in arrays.items() if name.startswith(MASTERS)}
-    save_adapters(into, masters, job)
-    return best.name
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from qlora_engine.training.gguf import Gguf
 from qlora_engine.training.gguf_llama import BITS, GROUP_SIZE, Part, Shape, meta, refused
 
 # Llama 3.1 and later: long contexts by slower rotation of the low frequencies.
-_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 def build_config(
@@ -78,11 +78,11 @@ def _rope_scaling(gguf: Gguf, shape: Shape, factors: list[float] | None) -> dict
         return {"rope_type": "linear", "factor": _short(factor)}
     if factors is not None and plain:
         theta = meta(gguf, "llama.rope.freq_base", float, 10_000.0)
-        expected = _llama3_factors(theta, shape.head_dim, max(factors))
+        expected = llama3_factors(theta, shape.head_dim, max(factors))
         if len(factors) == len(expected) and all(
             math.isclose(found, wanted, rel_tol=1e-3) for found, wanted in zip(factors, expected, strict=True)
         ):
-            return {"rope_type": "llama3", "factor": _short(max(factors)), **_LLAMA3_ROPE}
+            return {"rope_type": "llama3", "factor": _short(max(factors)), **LLAMA3_ROPE}
         kind = "other than that of Llama 3 (rope_freqs.weight)"
     raise refused(
         gguf,
@@ -91,10 +91,10 @@ def _rope_scaling(gguf: Gguf, shape: Shape, factors: list[float] | None) -> dict
     )
 
 
-def _llama3_factors(theta: float, head_dim: int, factor: float) -> list[float]:
+def llama3_factors(theta: float, head_dim: int, factor: float) -> list[float]:
     """By how much Llama 3.1 divides each of the `head_dim / 2` frequencies."""
-    low, high = _LLAMA3_ROPE["low_freq_factor"], _LLAMA3_ROPE["high_freq_factor"]
-    context = _LLAMA3_ROPE["original_max_position_embeddings"]
+    low, high = LLAMA3_ROPE["low_freq_factor"], LLAMA3_ROPE["high_freq_factor"]
+    context = LLAMA3_ROPE["original_max_position_embeddings"]
     result = []
     for pair in range(0, head_dim, 2):
         wavelength = 2 * math.pi * theta ** (pair / head_dim)

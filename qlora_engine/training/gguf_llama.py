@@ -18,7 +18,7 @@ BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
 FLOATS = ("F32", "F16")
 MAX_LAYERS = 1024
 
-_LAYER = {
+LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -174,7 +174,7 @@ def parts(gguf: Gguf, shape: Shape) -> list[Part]:
     }
     permuted = {"attn_q": shape.heads, "attn_k": shape.kv_heads}
     for layer in range(shape.layers):
-        for ours, theirs in _LAYER.items():
+        for ours, theirs in LAYER.items():
             module = f"model.layers.{layer}.{theirs}"
             wanted[f"blk.{layer}.{ours}"] = (module, sizes[ours], permuted.get(ours, 0))
     wanted["output_norm"] = ("model.norm", (shape.hidden,), 0)

@@ -17,24 +17,24 @@ from qlora_engine.training.gguf_llama import meta, refused
 # Values of tokenizer.ggml.token_type.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 # tokenizer.ggml.pre: the splits before the byte-level BPE, one after the other.
 PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
-    "gpt-2": (_GPT2,),
-    "smollm": (r"\p{N}", _GPT2),
+    "gpt-2": (GPT2,),
+    "smollm": (r"\p{N}", GPT2),
     "llama-bpe": (_LLAMA3,),
     "llama3": (_LLAMA3,),
     "llama-v3": (_LLAMA3,),
     "qwen2": (_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),),
     # What llama.cpp does with a file that says "default".
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
+    "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
-_LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
-_SPACE = "▁"  # how SentencePiece writes a space
+LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
+SPACE = "▁"  # how SentencePiece writes a space
 _REMEDY = "Take the model in MLX format from where it is published, and give its folder."
 
 
@@ -73,7 +73,7 @@ def build_tokenizer(gguf: Gguf, vocabulary: int) -> TokenizerFiles:
         raise refused(gguf, "The vocabulary holds a token twice.", _REMEDY)
     if kind == "gpt2":
         tokenizer = _byte_level(gguf, tokens)
-        begin_by_default = gguf.metadata.get("tokenizer.ggml.pre") in _LLAMA3_NAMES
+        begin_by_default = gguf.metadata.get("tokenizer.ggml.pre") in LLAMA3_NAMES
     elif kind == "llama":
         tokenizer = _sentencepiece(gguf, tokens, types)
         begin_by_default = True
@@ -118,7 +118,7 @@ def _byte_level(gguf: Gguf, tokens: list[str]) -> Tokenizer:
         if left not in ids or right not in ids or left + right not in ids:
             raise refused(gguf, f"The merge {merge!r:.80} is of tokens that do not exist.", _REMEDY)
         merges.append((left, right))
-    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=pre in _LLAMA3_NAMES))
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=pre in LLAMA3_NAMES))
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     splits = [pre_tokenizers.Split(Regex(rule), behavior="isolated") for rule in PRE_TOKENIZERS[pre]]
@@ -145,9 +145,9 @@ def _sentencepiece(gguf: Gguf, tokens: list[str], types: list[float]) -> Tokeniz
         merges += sorted(known, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, unk_token=unknown[0], fuse_unk=True, byte_fallback=True))
     prefix = meta(gguf, "tokenizer.ggml.add_space_prefix", bool, True)
-    spaces = normalizers.Replace(" ", _SPACE)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces] if prefix else [spaces])
-    steps: list[decoders.Decoder] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    spaces = normalizers.Replace(" ", SPACE)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces] if prefix else [spaces])
+    steps: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
     return tokenizer
 

@@ -98,15 +98,15 @@ def limits_of(memory: Memory, device: Device, share: float = 1.0) -> Limits:
     )
 
 
-def set_limits(spec: JobSpec, log: EventLog, share: float = 1.0) -> Limits:
+def set_limits(wanted: Memory, log: EventLog, share: float = 1.0) -> Limits:
     """Give MLX its limits, and say them.
 
     Args:
-        spec: of the job.
+        wanted: by the job.
         log: receives the event.
         share: as above.
     """
-    limits = limits_of(spec.memory, Device.found(), share)
+    limits = limits_of(wanted, Device.found(), share)
     if limits.limit is not None:
         meant = limits.asked or limits.source == BY_SHARE
         below = min(OVERSHOOT, int(OVERSHOOT_SHARE * limits.limit)) if meant else 0

@@ -14,7 +14,7 @@ import psutil
 from mlx import nn
 from mlx.utils import tree_map_with_path
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.tuner.utils import linear_to_lora_layers
+from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load_model as load_mlx_model
 from mlx_lm.utils import load_tokenizer, quantize_model
 
@@ -50,17 +50,21 @@ class Base:
     dequantized: bool = False
 
 
-def load_base(job: ResolvedJob) -> Base:
+def load_base(job: ResolvedJob, *, dequantize: bool = True) -> Base:
     """Load the base model of a job; a model that is not quantized is quantized (4 bits, groups of 64).
 
     Full fine-tuning trains the weights themselves, which must stay as they are.
+
+    Args:
+        job: that trains, or has trained.
+        dequantize: on the CPU backend, make quantized weights float32 if they fit into memory.
 
     Raises:
         ModelRejected: it cannot be loaded.
     """
     path = Path(job.model_path) if job.model_path else download(job.spec.model)
     full = job.spec.fine_tune_type == "full"
-    return load_folder(path, job.spec.model, quantize=not full, dequantize=not full)
+    return load_folder(path, job.spec.model, quantize=not full, dequantize=dequantize and not full)
 
 
 def download(name: str) -> Path:
@@ -220,6 +224,26 @@ def _add_low_rank(model: nn.Module, spec: JobSpec) -> None:
             where="lora_parameters.keys" if spec.lora_parameters.keys else f"fine_tune_type: {spec.fine_tune_type}",
             remedy="Name linear layers alone in `keys`, or use fine_tune_type lora.",
         ) from None
+
+
+def put_adapters(base: Base, folder: Path) -> None:
+    """Put the adapters that a run has learned into the model, or its weights, where it trained those themselves.
+
+    Args:
+        folder: in mlx_lm's format.
+
+    Raises:
+        ModelRejected: they cannot be read, or do not fit.
+    """
+    try:
+        load_adapters(base.model, str(folder))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelRejected(
+            f"The adapters cannot be loaded: {error}",
+            where=str(folder),
+            remedy="`qlora report ID` says how the run went; `qlora retry ID` trains it again.",
+        ) from error
+    base.model.eval()
 
 
 def activation_type(model: nn.Module) -> mx.Dtype:

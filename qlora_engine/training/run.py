@@ -153,7 +153,7 @@ class _Run:
         job, log, layout = self.job, self.log, self.ladder.layout
         found = runtime.settle(self.run, log)
         _say_started(found, log)
-        limits = memory.set_limits(job.spec, log, self.memory_share)
+        limits = memory.set_limits(job.spec.memory, log, self.memory_share)
         dropout = DropoutKey()
         with self._phase("load"):
             base = load_base(job)

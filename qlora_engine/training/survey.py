@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,13 +26,15 @@ from qlora_engine.job.folder import Home
 from qlora_engine.job.preflight.backends import Name
 from qlora_engine.job.preflight.batch import GRID, Batch
 from qlora_engine.job.preflight.duration import SPEED_KEYS, Speed, Work, operations, speed_of_earlier, steps_of
+from qlora_engine.job.preflight.fusing import fuse_need, judge
 from qlora_engine.job.preflight.judgement import Fit, Machine, fit
 from qlora_engine.job.preflight.memory import GIGA
 from qlora_engine.job.preflight.shape import ModelShape, ShapeUnknown
-from qlora_engine.job.resolved import ResolvedJob
-from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.resolved import ResolvedFuse, ResolvedJob
+from qlora_engine.job.spec import JobSpec, Memory
 from qlora_engine.job.survey import Survey
 from qlora_engine.settings import EngineSettings
+from qlora_engine.training import export_gguf
 from qlora_engine.training.device import on_cpu
 from qlora_engine.training.encode import DECIDES
 from qlora_engine.training.ladder import Layout, next_rung
@@ -100,7 +103,9 @@ def survey(
         ModelRejected: the tokenizer cannot be loaded.
     """
     known_before = known_before or KnownBefore()
-    machine = known_before.machines(job.spec.memory.model_dump_json(), lambda: find_machine(job.spec, memory_share))
+    machine = known_before.machines(
+        job.spec.memory.model_dump_json(), lambda: find_machine(job.spec.memory, memory_share)
+    )
     known = Survey(backend=machine.backend, limit_gb=machine.limit / GIGA, limit_source=machine.source)
     if job.model_path is None:
         return _with(known, f"The model {job.spec.model} is not on this machine yet, so its memory is not known.")
@@ -133,12 +138,39 @@ def survey(
     return _judged(known, judged).model_copy(update={"seconds": round(time, 1), "seconds_source": source})
 
 
-def find_machine(spec: JobSpec, share: float = 1.0) -> Machine:
+def survey_fuse(job: ResolvedFuse, home: Home, *, known_before: KnownBefore, memory_share: float = 1.0) -> Survey:
+    """What the model of a job that fuses shows: whether it fits, and whether it can be exported.
+
+    Raises:
+        JobRejected: it surely does not fit into memory.
+        ConversionRefused: it cannot be written as GGUF.
+        ModelRejected: the tokenizer cannot be loaded.
+    """
+    memory = Memory()
+    machine = known_before.machines(memory.model_dump_json(), lambda: find_machine(memory, memory_share))
+    known = Survey(backend=machine.backend, limit_gb=machine.limit / GIGA, limit_source=machine.source)
+    if job.model_path is None:
+        return _with(known, f"The model {job.model} is not on this machine yet, so its memory is not known.")
+    model = Path(job.model_path)
+    if job.spec.export:
+        tokenizer = known_before.tokenizers(str(model), lambda: _tokenizer(model, job.model))
+        export_gguf.metadata(json.loads((model / "config.json").read_bytes()), tokenizer, job.source, str(model))
+    try:
+        config = json.loads((model / "config.json").read_bytes())
+        need = fuse_need(job.spec, ResolvedJob.load(home.run(job.source).spec).spec, ModelShape.of(config))
+    except (ShapeUnknown, ValueError) as unknown:
+        return _with(known, f"The memory that this model needs is not known: {unknown}.")
+    warnings = judge(need, job.spec, machine, shutil.disk_usage(home.path).free)
+    parts = {name: round(size / GIGA, 4) for name, size in need.parts.items()}
+    return _with(known.model_copy(update={"peak_gb": round(need.memory / GIGA, 3), "parts": parts}), *warnings)
+
+
+def find_machine(memory: Memory, share: float = 1.0) -> Machine:
     """The device that training would use and its limits.
 
     What is free at the moment says little: another job may be running, which will have ended by then.
     """
-    limits, room = limits_of(spec.memory, Device.found(), share), int(USABLE * psutil.virtual_memory().total)
+    limits, room = limits_of(memory, Device.found(), share), int(USABLE * psutil.virtual_memory().total)
     backend: Name = "cpu" if on_cpu() else "metal" if mx.metal.is_available() else "cuda"
     if limits.limit is None:
         return Machine(backend, room, "the machine's memory", room)
@@ -246,6 +278,10 @@ def verdict_on(
         job = examine_request(request)
         lock, home = Path(request.measure) if request.measure else None, Home(Path(request.home))
         settings = settings or EngineSettings.read()
+        known_before = known_before or KnownBefore()
+        if isinstance(job, ResolvedFuse):
+            fused = survey_fuse(job, home, known_before=known_before, memory_share=settings.memory_share)
+            return Verdict(job=job, survey=fused)
         cache = TokenCache.of(home, settings.token_cache_gb) if home.path.is_dir() else None  # looking makes no home
         found = survey(
             job, home, cache=cache, gpu_lock=lock, known_before=known_before, memory_share=settings.memory_share

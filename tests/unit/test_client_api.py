@@ -87,6 +87,14 @@ def test_a_whole_id_is_never_ambiguous(client: Client) -> None:
     assert client.job("20261122-143501-a").id == "20261122-143501-a"
 
 
+def test_a_part_with_which_one_name_alone_begins_is_that_job(client: Client) -> None:
+    """What fuses a job has its name in its own; people go on typing what they typed before."""
+    for job_id in ("20261122-143501-haiku", "20261122-150000-fuse-haiku", "20261122-160000-export-haiku"):
+        make_job(client, job_id)
+    assert client.job("hai").id == "20261122-143501-haiku"
+    assert client.job("fuse").id == "20261122-150000-fuse-haiku"
+
+
 @pytest.mark.parametrize("part", ["sql", "2026112"])
 def test_an_ambiguous_part_names_the_candidates(client: Client, part: str) -> None:
     """The wrong job must never be cancelled by a guess."""

@@ -34,6 +34,8 @@ LINES: dict[str, list[str]] = {
     "show": ["ID"],
     "logs": ["ID"],
     "try": ["ID", "prompt"],
+    "fuse": ["ID"],
+    "export": ["ID", "--gguf"],
     "report": ["ID", "--no-open"],
     "compare": ["ID", OTHER],
     "cancel": ["ID"],

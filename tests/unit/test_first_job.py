@@ -13,6 +13,7 @@ import yaml
 
 from qlora_client.cli import main
 from qlora_client.first_job import FITTINGS, TOGETHER, VALID, FirstJob, fitting_for, model_to_propose
+from qlora_engine.job import fuse_spec
 from qlora_engine.job.examine import examine
 from qlora_engine.job.folder import Home
 from qlora_engine.job.jobfile import parse
@@ -168,7 +169,8 @@ def test_the_schema_is_one_and_the_one_in_the_docs(home: Home, capsys: pytest.Ca
 def test_every_key_says_what_it_means() -> None:
     """It is all the help that an editor gives."""
     schema = job_schema()
-    for where, properties in [("", schema["properties"]), *((n, d["properties"]) for n, d in schema["$defs"].items())]:
+    parts = {"a job": schema["else"], "a job that fuses": schema["then"], **schema["$defs"]}
+    for where, properties in ((name, part["properties"]) for name, part in parts.items()):
         for key, one in properties.items():
             assert one.get("description"), f"{where}.{key}"
 
@@ -189,6 +191,8 @@ def check(text: str) -> None:
     "text",
     [
         "iters:",  # a key without a value means its default
+        "{fuse: sql, export: gguf, priority: 3}",
+        "{fuse: sql, add_as:, after: one}",
         "packing: on",
         "packing: auto",
         "after: one",
@@ -208,7 +212,8 @@ def check(text: str) -> None:
 )
 def test_what_the_daemon_takes_the_schema_takes(text: str) -> None:
     """Red lines under a job that runs teach people to ignore red lines."""
-    validate(parse(text, "job.yaml"))
+    job = parse(text, "job.yaml")
+    (fuse_spec.validate if fuse_spec.is_fusing(job.values) else validate)(job)
     check(text)
 
 
@@ -218,6 +223,7 @@ def test_what_the_daemon_takes_the_schema_takes(text: str) -> None:
         "itres: 5", "iters: 0", "iters: many", "iters: 1.5", "train: false", "trust_remote_code: true", "optimizer: x",
         "lora_parameters: {alpha: 16}", "lora_parameters: {rank: 0}", "learning_rate: -1", "priority: 101",
         "lr_schedule: {name: cosine_decay}", "samples: 21", "packing: never", "model: ''", "seed: -1",
+        "{fuse: sql, iters: 5}", "{fuse: sql, export: onnx}", "{fuse: ''}", "fuse:", "{fuse: sql, add_as: ../x}",
     ],
 )  # fmt: skip
 def test_what_the_daemon_refuses_the_schema_refuses(text: str) -> None:
@@ -233,4 +239,4 @@ def test_an_editor_finds_the_schema_from_the_first_line(home: Home, tmp_path: Pa
     assert first == "# yaml-language-server: $schema=job.schema.json"
     schema = json.loads((tmp_path / "first" / FILE).read_text())
     jsonschema.validate(yaml.safe_load((tmp_path / "first" / "job.yaml").read_text()), schema)
-    assert JobSpec.model_fields.keys() == schema["properties"].keys()
+    assert JobSpec.model_fields.keys() == schema["else"]["properties"].keys()

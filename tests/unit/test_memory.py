@@ -78,7 +78,7 @@ def as_before() -> Iterator[None]:
 def test_limits_are_set_and_said() -> None:
     """What nobody can see nobody can correct."""
     events: list[Event] = []
-    found = memory.set_limits(JobSpec(memory=Memory(limit_gb=2.0)), EventLog([events.append]))
+    found = memory.set_limits(Memory(limit_gb=2.0), EventLog([events.append]))
     (event,) = events
     assert event["event"] == "memory.limits"
     assert (event["limit_gb"], event["source"]) == (2.0, "the job's memory.limit_gb")

@@ -222,3 +222,19 @@ def test_a_job_goes_where_its_stop_sends_it(returncode: int | None, target: Stat
     assert (move.target, move.reason) == (target, "makes way")
     assert decide(0, State.STOPPING, **sent).target is State.DONE
     assert decide(returncode, State.STOPPING, cancel=True, **sent).target is State.CANCELLED
+
+
+@pytest.mark.parametrize("returncode", [75, -15, -9, None])
+def test_a_job_that_fuses_is_done_again_from_the_start(returncode: int | None) -> None:
+    """It has no checkpoint, and must not speak of one."""
+    move = decide(returncode, kind="fuse")
+    assert move.target is State.QUEUED
+    assert "it is done again from the start" in move.reason
+    assert "checkpoint" not in move.reason
+
+
+def test_a_job_that_fuses_and_runs_out_of_memory_fails_in_the_end() -> None:
+    """It has no smaller layout: tried again for ever, it would keep the queue from all others."""
+    move = decide(-9, kind="fuse", memory="the system killed it", crashes=2)
+    assert move.target is State.FAILED
+    assert "out of memory" in move.reason

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora_daemon.dependencies import resolve
 from qlora_daemon.dispatcher import Conditions, Stop, next_job, to_stop
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.hindrance import Hindrance, Kind, Whom, hindering
+from qlora_engine.job.naming import resolve
 from qlora_engine.job.pause import Pause
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import ACTIVE, FINAL, State
@@ -236,9 +236,9 @@ def test_jobs_never_wait_for_each_other(wanted: list[list[int]]) -> None:
         missing = set(names) - {one.name for one in accepted}
         if missing:
             with pytest.raises(JobRejected, match="no such job"):
-                resolve(names, accepted)
+                resolve("after", names, accepted)
             continue
-        after = resolve(names, accepted)
+        after = resolve("after", names, accepted)
         assert set(after) <= {one.id for one in accepted}
         accepted.append(job(number, age=-number, after=after))
     seen: set[str] = set()
@@ -250,12 +250,14 @@ def test_jobs_never_wait_for_each_other(wanted: list[list[int]]) -> None:
 def test_a_job_is_named_by_its_id_its_name_or_a_part() -> None:
     """Of several with one name the newest is meant."""
     old, new = job(7, age=9), job(8, age=1).model_copy(update={"name": "j7"})
-    assert resolve(["j7"], [new, old]) == (new.id,)
-    assert resolve([old.id, old.id], [new, old]) == (old.id,)
-    assert resolve(["143500-J8"], [new, old]) == (new.id,)
+    assert resolve("after", ["j7"], [new, old]) == (new.id,)
+    assert resolve("after", [old.id, old.id], [new, old]) == (old.id,)
+    assert resolve("after", ["143500-J8"], [new, old]) == (new.id,)
+    fuses = new.model_copy(update={"id": "20261122-150000-fuse-j8", "name": "fuse-j8"})
+    assert resolve("after", ["j8"], [new, old, fuses]) == (new.id,)
     for name, told in (("nothing", "no such job"), ("143500", "2 jobs")):
         with pytest.raises(JobRejected, match=told):
-            resolve([name], [new, old])
+            resolve("after", [name], [new, old])
 
 
 # Why it waits

@@ -14,13 +14,13 @@ import sys
 from contextlib import suppress
 
 from qlora_engine.job import lock
-from qlora_engine.job.errors import AttemptOutdated, Exit, GpuBusy
+from qlora_engine.job.errors import AttemptOutdated, Exit, GpuBusy, QloradError
 from qlora_engine.job.events import EventLog, file_sink
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.pulse import Pulse
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.report_process import report_on
-from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.job.resolved import ResolvedFuse, ResolvedJob
 from qlora_engine.job.states import State
 from qlora_engine.job.unforeseen import explained
 from qlora_engine.settings import EngineSettings
@@ -30,13 +30,13 @@ LOCK_WAIT = 2.0  # seconds; whoever tests the lock holds it for an instant
 
 
 def main() -> int:
-    """Train one attempt of one job."""
+    """Carry out one attempt of one job."""
     arguments = _parse()
     faulthandler.enable()
     settings = EngineSettings.read()
     run = settings.folders.run(arguments.job)
     write_stacks_on_request(run)
-    logs: list[EventLog] = []  # none until it is certain that this attempt may write
+    logs: list[EventLog] = []  # none until it is certain that this attempt may write, and has something to save
 
     def announce(cause: str) -> None:
         for log in logs:
@@ -50,11 +50,15 @@ def main() -> int:
         except (GpuBusy, AttemptOutdated) as refused:
             print(refused, file=sys.stderr)  # noqa: T201  # output.log
             return refused.exit_code
-        logs.append(EventLog([file_sink(run.events)], job=run.id, attempt=arguments.attempt))
+        log = EventLog([file_sink(run.events)], job=run.id, attempt=arguments.attempt)
+        if JobRecord.load(run.state).kind == "fuse":
+            with held:
+                return _fuse(run, log, arguments.attempt, settings)
+    logs.append(log)
     with held:
-        code = _train(run, logs[0], arguments.attempt, stop, settings)
+        code = _train(run, log, arguments.attempt, stop, settings)
     if settings.report and code != Exit.TEMPFAIL:  # a run that goes on is not worth a page yet
-        report_on(run, logs[0])
+        report_on(run, log)
     return code
 
 
@@ -111,9 +115,28 @@ def _train(run: RunFolder, log: EventLog, attempt: int, stop: StopRequest, setti
     except Exception as error:  # noqa: BLE001  # the last chance to say what happened
         failure = explained(error, run.output)
         with suppress(OSError):  # a full disk takes no line either; the exit code says it
-            log.emit("training.failed", **{k: v for k, v in failure.as_dict().items() if k != "exit_code"})
+            log.emit("training.failed", **_fields(failure))
         return failure.exit_code
     return Exit.OK if outcome is Outcome.DONE else Exit.TEMPFAIL
+
+
+def _fuse(run: RunFolder, log: EventLog, attempt: int, settings: EngineSettings) -> int:
+    try:
+        from qlora_engine.training.fuse import fuse  # noqa: PLC0415  # seconds of imports
+
+        job = ResolvedFuse.load(run.spec)
+        pulse = Pulse(run.pulse, attempt)
+        fuse(job, settings.folders, run, log=log, pulse=pulse, memory_share=settings.memory_share)
+    except Exception as error:  # noqa: BLE001  # as above
+        failure = explained(error, run.output)
+        with suppress(OSError):  # as above
+            log.emit("fuse.failed", **_fields(failure))
+        return failure.exit_code
+    return Exit.OK
+
+
+def _fields(failure: QloradError) -> dict[str, object]:
+    return {key: value for key, value in failure.as_dict().items() if key != "exit_code"}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from qlora_engine.job.pulse import Heartbeat
 from qlora_worker.training import TrainingProcess
 
 # What may take longer than a micro-batch before anything was learned: imports and a model from a slow disk, a
-# large data set, the first compilation for Metal, a checkpoint on a busy disk. Times the setting.
+# large data set, the first compilation for Metal, a checkpoint or a whole model on a busy disk. Times the setting.
 PATIENCE: Mapping[str, float] = {
     pulse.START: 2,
     "load": 6,
@@ -30,6 +30,7 @@ PATIENCE: Mapping[str, float] = {
     "compile": 3,
     "save": 2,
     "sample": 2,
+    "write": 6,
 }
 TIMES_LONGEST = 10  # the longest that it has taken between two beats in this run
 MOST_LEARNED = 6 * 3600.0  # seconds: what was held with SIGSTOP for a night would teach that nights are usual

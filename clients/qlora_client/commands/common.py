@@ -24,7 +24,7 @@ JobId = Annotated[
     str,
     typer.Argument(
         metavar="ID",
-        help="The job's id, or any part of it that no other has.",
+        help="The job's id, any part of it that no other has, or how its name begins.",
         autocompletion=completion.job_ids,
     ),
 ]

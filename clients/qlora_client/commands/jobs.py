@@ -10,7 +10,7 @@ import typer
 from qlora_client import completion
 from qlora_client.commands.common import AsJson, JobId, console, make_client, note, plain_home, print_json
 from qlora_client.terminal import has_screen
-from qlora_engine.job.errors import Exit
+from qlora_engine.job.errors import Exit, WrongState
 from qlora_engine.job.states import State
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
@@ -162,7 +162,15 @@ def write_report(
     from qlora_client.desktop import has_desktop, open_page
     from qlora_engine.job import report_process
 
-    path = report_process.write_report(make_client().run(job))
+    client = make_client()
+    run = client.run(job)
+    if run.state.exists() and client.job(run.id).kind == "fuse":
+        raise WrongState(
+            f"{run.id} fuses what another job has learned, so it has no curves.",
+            where=str(run.path),
+            remedy=f"`qlora show {run.id}` says where the model is; the report is of the job that trained.",
+        )
+    path = report_process.write_report(run)
     if as_json:
         print_json({"report": str(path)})
     else:

@@ -52,7 +52,7 @@ def submit(
     client = make_client()
     submitted = client.submit_or_leave(file, overrides=overrides, again=again)
     if not isinstance(submitted, str):
-        _say_left(submitted, as_json=as_json)
+        say_left(submitted, as_json=as_json)
         if wait:
             note("There is nothing to wait for until then.")
             raise typer.Exit(Exit.TEMPFAIL)
@@ -72,7 +72,8 @@ def submit(
     raise typer.Exit(exit_code(record))
 
 
-def _say_left(left: LeftBehind, *, as_json: bool) -> None:
+def say_left(left: LeftBehind, *, as_json: bool) -> None:
+    """Say that a job lies in the watched folder, and why."""
     if as_json:
         print_json({"job": None, "left": str(left.path), "reason": left.reason.what})
     note(f"{left.reason.what} The job waits in {left.path} and is taken from there, once.")

@@ -12,7 +12,7 @@ from qlora_client.listing import overview
 from qlora_engine.job.folder import Home
 from qlora_engine.job.preflight.memory import OPTIMIZER_STATE, trained_layers, trained_parameters
 from qlora_engine.job.preflight.shape import ModelShape, ShapeUnknown
-from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.job.resolved import ResolvedFuse, ResolvedJob, load_resolved
 from qlora_engine.job.states import FINAL
 
 NEWEST = 1000  # jobs that are looked through: ten thousand would take seconds, and old ones have ended
@@ -50,9 +50,11 @@ def _open_ids(home: Home) -> Iterator[str]:
 
 def _need(home: Home, job: str) -> Need | None:
     try:
-        resolved = ResolvedJob.load(home.run(job).spec)
+        resolved = load_resolved(home.run(job).spec)
     except (OSError, ValueError):
         return None
+    if isinstance(resolved, ResolvedFuse):
+        return Need(job, (Path(resolved.model_path),) if resolved.model_path else (), 0)
     files = [Path(file.path) for file in resolved.data.values()]
     if resolved.model_path:
         files.append(Path(resolved.model_path))
