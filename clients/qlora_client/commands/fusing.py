@@ -54,7 +54,7 @@ def fuse(
     client = make_client()
     keys: dict[str, object] = {"weights": "best" if best else None, "dequantize": dequantize or None, "add_as": name}
     keys |= _wishes(after, priority, urgent=urgent, hold=hold)
-    _hand_over(client, job, client.fusing(job, "fuse", keys, again=again), wait=wait, as_json=as_json)
+    _hand_over(client, job, client.fusing(job, "fuse", keys, again=again), exports=False, wait=wait, as_json=as_json)
 
 
 def export(
@@ -79,14 +79,14 @@ def export(
         raise typer.BadParameter("Say into what: --gguf is what there is.")
     client = make_client()
     keys = {"export": "gguf", "weights": "best" if best else None, **_wishes(after, priority, urgent=urgent, hold=hold)}
-    _hand_over(client, job, client.fusing(job, "export", keys, again=again), wait=wait, as_json=as_json)
+    _hand_over(client, job, client.fusing(job, "export", keys, again=again), exports=True, wait=wait, as_json=as_json)
 
 
 def _wishes(after: list[str] | None, priority: int | None, *, urgent: bool, hold: bool) -> dict[str, object]:
     return {"after": after or None, "priority": priority, "urgent": urgent or None, "hold": hold or None}
 
 
-def _hand_over(client: Client, job: str, letter: Letter, *, wait: bool, as_json: bool) -> None:
+def _hand_over(client: Client, job: str, letter: Letter, *, exports: bool, wait: bool, as_json: bool) -> None:
     source = client.job(job)
     submitted = client.send_or_leave(letter)
     if not isinstance(submitted, str):
@@ -96,7 +96,6 @@ def _hand_over(client: Client, job: str, letter: Letter, *, wait: bool, as_json:
             raise typer.Exit(Exit.TEMPFAIL)
         return
     run = client.run(submitted)
-    exports = '"export"' in letter.submission.text
     result = run.gguf if exports else run.model
     if not as_json:
         typer.echo(submitted)
