@@ -12,8 +12,9 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,6 +22,7 @@ from qlora_engine.job import datafiles
 from qlora_engine.job.errors import DataRejected, JobRejected, ModelRejected, QloradError
 from qlora_engine.job.folder import Home
 from qlora_engine.job.jobfile import JobText, parse, read_job_file
+from qlora_engine.job.members import Member, ResolvedSweep, drafts, naming, sweep_of
 from qlora_engine.job.models import resolve
 from qlora_engine.job.overrides import applied
 from qlora_engine.job.resolved import ResolvedJob
@@ -45,16 +47,27 @@ class ExamineRequest(BaseModel):
 
 
 class Verdict(BaseModel):
-    """The outcome: a resolved job, or what is wrong with it; with what a survey found out beside."""
+    """The outcome: a resolved job with what a survey found out, the jobs of a sweep, or what is wrong."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     job: ResolvedJob | None = None
     survey: Survey | None = None
+    sweep: ResolvedSweep | None = None
     exit_code: int = 0
     what: str | None = None
     where: str | None = None
     remedy: str | None = None
+
+    @property
+    def accepts(self) -> bool:
+        """Nothing is wrong."""
+        return self.job is not None or self.sweep is not None
+
+    @classmethod
+    def of(cls, found: ResolvedJob | ResolvedSweep, survey: Survey | None = None) -> Self:
+        """What was asked for, examined; of a sweep each job has its own survey."""
+        return cls(sweep=found) if isinstance(found, ResolvedSweep) else cls(job=found, survey=survey)
 
     @classmethod
     def against(cls, error: QloradError) -> Self:
@@ -65,12 +78,41 @@ class Verdict(BaseModel):
 M = TypeVar("M", ExamineRequest, Verdict)
 
 
-def examine_request(request: ExamineRequest) -> ResolvedJob:
-    """`examine` as a request asks for it."""
+class _Where(TypedDict):
+    home: Path
+    base: Path | None
+    shown_as: str
+
+
+def examine_request(request: ExamineRequest) -> ResolvedJob | ResolvedSweep:
+    """`examine` as a request asks for it, which may be a sweep."""
     base = Path(request.base) if request.base else None
     job_file = Path(request.job_file)
     text = read_job_file(job_file)[1] if request.text is None else parse(request.text, job_file.name)
-    return resolved(applied(text, request.overrides), home=Path(request.home), base=base, shown_as=request.shown_as)
+    text = applied(text, request.overrides)
+    where: _Where = {"home": Path(request.home), "base": base, "shown_as": request.shown_as}
+    if (sweep := sweep_of(text)) is None:
+        return resolved(text, **where)
+    members = []
+    model_at = cache(partial(find_model, home=where["home"], base=base))  # the hub is asked once
+    for draft in drafts(text, sweep):
+        with naming(draft.settings):
+            job = resolved(draft.text, **where, model_at=model_at)
+            if sweep.stop_worse_than is not None:
+                _check_comparable(job)
+        members.append(Member(settings=draft.settings, job=job))
+    return ResolvedSweep(members=tuple(members), stop_worse_than=sweep.stop_worse_than)
+
+
+def _check_comparable(job: ResolvedJob) -> None:
+    """Raise `JobRejected` unless it has validation losses, which `stop_worse_than` compares."""
+    if job.spec.val_batches == 0 or (job.data and "valid" not in job.data):
+        why = "`val_batches` is 0" if job.spec.val_batches == 0 else f"{job.spec.data} holds no valid.jsonl"
+        raise JobRejected(
+            f"`sweep.stop_worse_than` compares validation losses, but {why}.",
+            where="sweep.stop_worse_than",
+            remedy="Remove it, or give the jobs validation data.",
+        )
 
 
 def examine(job_file: Path, *, home: Path, base: Path | None, shown_as: str | None = None) -> ResolvedJob:
@@ -89,12 +131,19 @@ def examine(job_file: Path, *, home: Path, base: Path | None, shown_as: str | No
     return resolved(text, home=home, base=base, shown_as=shown_as or job_file.name)
 
 
-def resolved(text: JobText, *, home: Path, base: Path | None, shown_as: str) -> ResolvedJob:
-    """`examine` for a job file that has been parsed."""
+def resolved(
+    text: JobText,
+    *,
+    home: Path,
+    base: Path | None,
+    shown_as: str,
+    model_at: Callable[[str], Path | None] | None = None,
+) -> ResolvedJob:
+    """`examine` for a job file that has been parsed; `model_at` finds models in place of `find_model`."""
     spec = validate(text)
     check_installed(spec)
     check_targets(spec.notify, Home(home).targets)
-    model_path = find_model(spec.model, home=home, base=base)
+    model_path = model_at(spec.model) if model_at is not None else find_model(spec.model, home=home, base=base)
     return ResolvedJob(
         spec=spec,
         model_path=str(model_path) if model_path else None,
@@ -286,7 +335,7 @@ def read_line(kind: type[M], line: bytes) -> M:
 def verdict_on(request: ExamineRequest) -> Verdict:
     """The answer to a request."""
     try:
-        return Verdict(job=examine_request(request))
+        return Verdict.of(examine_request(request))
     except QloradError as error:
         return Verdict.against(error)
 

@@ -58,6 +58,12 @@ class JobRecord(BaseModel):
     cancel_requested: bool = False
     request: str | None = Field(default=None, description="idempotency key of the submission")
     content: str | None = Field(default=None, description="digest of the job file and its data, to know it again by")
+    group: str | None = Field(default=None, description="id of the sweep that it is a part of")
+    settings: dict[str, Any] = Field(default={}, description="what it has of its own in its sweep, by dotted key")
+    stop_worse_than: float | None = Field(
+        default=None, description="it is ended when its validation loss is by this share above that of another"
+    )
+    outdone_by: str | None = Field(default=None, description="the job of its sweep that it was ended for")
 
     @classmethod
     def new(
@@ -75,6 +81,11 @@ class JobRecord(BaseModel):
             request=request,
             content=content,
         )
+
+    @property
+    def submitted_as(self) -> str:
+        """The id that its submission was answered with: its own, or its sweep's."""
+        return self.group or self.id
 
     @property
     def is_final(self) -> bool:

@@ -21,6 +21,7 @@ from pydantic import (
 from qlora_engine.job import targets
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.jobfile import JobText
+from qlora_engine.job.sweep import Sweep
 from qlora_engine.job.when import moment_of, seconds_of
 
 # What `hf_dataset.config` may say to `datasets.load_dataset`: which data, and nothing of how it is loaded.
@@ -219,6 +220,9 @@ class JobSpec(_Section):
     report_to: Text | list[Text] | None = Field(
         default=None, description="wandb, swanlab, tensorboard, trackio; several with commas, as in mlx_lm"
     )
+    sweep: Sweep | None = Field(
+        default=None, exclude=True, description="lists of values that make this file a group of jobs"
+    )  # of the file alone: a job that came of it has its own values and nothing of this
 
     @field_validator("after", "notify", mode="before")
     @classmethod
@@ -310,19 +314,32 @@ def validate(job: JobText) -> JobSpec:
     """Turn the content of a job file into a `JobSpec`.
 
     Raises:
-        JobRejected: an unknown key (with the nearest known one), a wrong type or value (with its line).
+        JobRejected: an unknown key (with the nearest known one), a wrong type or value (with its line), or the file
+            is a sweep of several.
     """
     # A key without a value means its default, as in mlx_lm.
     values = {key: value for key, value in job.values.items() if value is not None}
     try:
-        return JobSpec.model_validate(values, context=AS_WRITTEN)
+        spec = JobSpec.model_validate(values, context=AS_WRITTEN)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        first, *others = [_describe(problem, job) for problem in problems]
-        what, where, remedy = first
-        if others:
-            what += "".join(f"\n  also:   {text} ({place})" for text, place, _ in others[:9])
-        raise JobRejected(what, where=where, remedy=remedy) from None
+        raise rejected(error, job) from None
+    if spec.sweep is not None:
+        raise JobRejected(
+            f"{job.name} is a sweep of several jobs, and here one is expected.",
+            where=job.where(("sweep",)),
+            remedy="Submit it, and the daemon makes its jobs: `qlora submit`. For one job remove `sweep`.",
+        )
+    return spec
+
+
+def rejected(error: ValidationError, job: JobText) -> JobRejected:
+    """The error for a job file whose content does not validate: the first problem, and others after it."""
+    problems = error.errors(include_url=False)
+    first, *others = [_describe(problem, job) for problem in problems]
+    what, where, remedy = first
+    if others:
+        what += "".join(f"\n  also:   {text} ({place})" for text, place, _ in others[:9])
+    return JobRejected(what, where=where, remedy=remedy)
 
 
 def _describe(problem: Any, job: JobText) -> tuple[str, str, str]:
@@ -338,7 +355,8 @@ def _describe(problem: Any, job: JobText) -> tuple[str, str, str]:
             remedy = "Correct it." if keys else "Remove one of the two."
             return f"{problem['ctx']['error']}.", where, remedy
         case "missing":
-            return f"`{dotted}` is missing.", where, "Add it."
+            lists = "List values by key, for example `learning_rate: [1e-5, 1e-4]`."
+            return f"`{dotted}` is missing.", where, lists if keys == ("sweep", "grid") else "Add it."
     if keys == ("trust_remote_code",):
         return (
             "`trust_remote_code` is refused from a job file: it would run code that came with the model.",
@@ -348,7 +366,7 @@ def _describe(problem: Any, job: JobText) -> tuple[str, str, str]:
     if keys == ("train",):
         return "`train: false` leaves nothing to do.", where, "Remove it: a job trains."
     given = problem.get("input")
-    expected = re.sub("^(Input|String|List) ", "", problem["msg"]).removesuffix(".")
+    expected = re.sub("^(Input|String|List|Value) ", "", problem["msg"]).removesuffix(".")
     hint = ""
     if isinstance(given, str) and any(word in expected for word in ("integer", "number")):
         hint = " Write it without quotes or units, for example `1e-5` or `200`."
@@ -373,6 +391,7 @@ def _nearest(keys: tuple[str, ...]) -> str:
         "lr_schedule": LrSchedule,
         "memory": Memory,
         "early_stopping": EarlyStopping,
+        "sweep": Sweep,
     }
     section = sections.get(keys[0], JobSpec) if len(keys) > 1 else JobSpec
     known = [*section.model_fields]

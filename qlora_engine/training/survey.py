@@ -11,6 +11,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -22,6 +23,7 @@ from mlx_lm.utils import load_tokenizer
 from qlora_engine.job.errors import DataRejected, ModelRejected, QloradError
 from qlora_engine.job.examine import ExamineRequest, Verdict, answer_requests, examine_request
 from qlora_engine.job.folder import Home
+from qlora_engine.job.members import ResolvedSweep, naming
 from qlora_engine.job.preflight.backends import Name
 from qlora_engine.job.preflight.batch import GRID, Batch
 from qlora_engine.job.preflight.duration import SPEED_KEYS, Speed, Work, operations, speed_of_earlier, steps_of
@@ -46,6 +48,7 @@ T = TypeVar("T")
 USABLE = 0.9  # of the machine's memory, where nothing else sets a limit
 REMEMBERED = 8  # results of a kind
 LOOK_SECONDS = 60.0  # at the rows of a file; what is left is estimated
+SWEEP_SECONDS = 300.0  # at the rows for all jobs of a sweep, should each have its own tokens
 
 
 class KnownBefore:
@@ -243,16 +246,29 @@ def verdict_on(
 ) -> Verdict:
     """The answer to a request."""
     try:
-        job = examine_request(request)
+        found = examine_request(request)
         lock, home = Path(request.measure) if request.measure else None, Home(Path(request.home))
         settings = settings or EngineSettings.read()
         cache = TokenCache.of(home, settings.token_cache_gb) if home.path.is_dir() else None  # looking makes no home
-        found = survey(
-            job, home, cache=cache, gpu_lock=lock, known_before=known_before, memory_share=settings.memory_share
-        )
-        return Verdict(job=job, survey=found)
+        look = partial(
+            survey, home=home, cache=cache, gpu_lock=lock, known_before=known_before or KnownBefore(),
+            memory_share=settings.memory_share,
+        )  # fmt: skip
+        if isinstance(found, ResolvedJob):
+            return Verdict.of(found, look(found))
+        return Verdict.of(_surveyed(found, look))
     except QloradError as error:
         return Verdict.against(error)
+
+
+def _surveyed(sweep: ResolvedSweep, look: Callable[..., Survey]) -> ResolvedSweep:
+    """A sweep with what was found out about each job. What they have in common is looked at once."""
+    members = []
+    for member in sweep.members:
+        with naming(member.settings):
+            found = look(member.job, seconds=min(LOOK_SECONDS, SWEEP_SECONDS / len(sweep.members)))
+        members.append(member.model_copy(update={"survey": found}))
+    return sweep.model_copy(update={"members": tuple(members)})
 
 
 if __name__ == "__main__":
