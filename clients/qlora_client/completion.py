@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
+from pathlib import Path
 
 from qlora_client.home import plain_home
 from qlora_engine.job.folder import JOB_ID
@@ -12,19 +15,41 @@ _TIME = len("20261122-143501-")  # of an id, before the job's name
 
 
 def job_ids(incomplete: str) -> list[str]:
-    """Ids that begin with what was typed, the newest first; if there are none, names of jobs that do.
+    """Ids of jobs and sweeps that begin with what was typed, the newest first; if there are none, names that do.
 
     A name is offered where no other id contains it, since it is then as good as the id.
     """
+    runs = plain_home().runs
     try:
-        names = os.listdir(plain_home().runs)  # noqa: PTH208  # Path objects for 10,000 entries cost more
+        names = os.listdir(runs)  # noqa: PTH208  # Path objects for 10,000 entries cost more
     except OSError:
         return []  # a shell that completes has no place for an error
     ids = sorted((name for name in names if JOB_ID.fullmatch(name)), reverse=True)
     if begin := [job_id for job_id in ids if job_id.startswith(incomplete)]:
-        return begin[:MOST]
-    named = [job_id[_TIME:] for job_id in ids if job_id[_TIME:].startswith(incomplete)]
-    return [name for name in named[:MOST] if sum(name in job_id for job_id in ids) == 1]
+        return [*_groups_of(runs, begin[:MOST], incomplete), *begin][:MOST]
+    named = [job_id for job_id in ids if job_id[_TIME:].startswith(incomplete)][:MOST]
+    alone = [job_id[_TIME:] for job_id in named if sum(job_id[_TIME:] in other for other in ids) == 1]
+    groups = [group for group in _groups_of(runs, named) if group[_TIME:].startswith(incomplete)]
+    return [*(group[_TIME:] for group in groups if _names_one_sweep(runs, group, ids)), *alone]
+
+
+def _groups_of(runs: Path, ids: Iterable[str], begin: str = "") -> list[str]:
+    """The sweeps of these jobs that begin so, each once."""
+    found = dict.fromkeys(_group_of(runs / job_id) for job_id in ids)
+    return [group for group in found if group is not None and group.startswith(begin)]
+
+
+def _names_one_sweep(runs: Path, group: str, ids: Iterable[str]) -> bool:
+    """Whether the name in a sweep's id is in no id but those of its own jobs."""
+    return all(_group_of(runs / job_id) == group for job_id in ids if group[_TIME:] in job_id)
+
+
+def _group_of(run: Path) -> str | None:
+    try:
+        group = json.loads((run / "state.json").read_bytes()).get("group")
+    except (OSError, ValueError, AttributeError):
+        return None  # as for the list of ids
+    return group if isinstance(group, str) else None
 
 
 def event_names(incomplete: str) -> list[str]:

@@ -8,7 +8,7 @@ from qlora_client.listing import job_ids
 from qlora_engine.job.errors import NoSuchJob, QloradError
 from qlora_engine.job.folder import Home, RunFolder
 from qlora_engine.job.formats import NewerFormat
-from qlora_engine.job.record import JobRecord
+from qlora_engine.job.record import JobRecord, is_one_sweep
 
 _SHOWN_CANDIDATES = 8
 
@@ -84,6 +84,12 @@ def find_job(home: Home, id_part: str) -> RunFolder:
     if len(found) == 1:
         return home.run(found[0])
     if found:
+        if (sweep := _one_sweep(home, wanted, found)) is not None:
+            raise NoSuchJob(
+                f"{sweep} is a sweep of {len(found)} jobs, and one job is needed here.",
+                where=str(home.runs),
+                remedy=f"Name one of them: `qlora show {sweep}` shows them, the best first.",
+            )
         raise NoSuchJob(
             f"{len(found)} jobs have an id that contains {id_part!r:.80}: {_some(found)}.",
             where=str(home.runs),
@@ -91,6 +97,15 @@ def find_job(home: Home, id_part: str) -> RunFolder:
         )
     remedy = f"Jobs that are there: {_some(ids)}." if ids else "There are no jobs yet: `qlora submit FILE` makes one."
     raise NoSuchJob(f"No job has an id that contains {id_part!r:.80}.", where=str(home.runs), remedy=remedy)
+
+
+def _one_sweep(home: Home, wanted: str, found: list[str]) -> str | None:
+    """The sweep that all of these jobs are of, and that the text names."""
+    try:
+        records = [load_record(home.run(job_id)) for job_id in found]
+    except QloradError:
+        return None  # one has gone, or cannot be read: then the ids say enough
+    return records[0].group if is_one_sweep(wanted, records) else None
 
 
 def _some(ids: list[str]) -> str:

@@ -1,7 +1,7 @@
 """What a submission becomes, made on disk before it appears: a run folder, or those of a sweep, which appear together.
 
-A run folder appears by one rename. Those of a sweep lie in one folder, whose rename accepts all of them; then each moves
-to its place, and a start after a kill goes on with that.
+A run folder appears by one rename. Those of a sweep lie in one folder, whose rename accepts all of them; then each
+moves to its place, and a start after a kill goes on with that.
 """
 
 from __future__ import annotations
@@ -106,13 +106,15 @@ def make(home: Home, claim: Claim, job_id: str, parts: Sequence[Part], records: 
     folder = unfinished_run(home.runs, job_id)
     events = [_first_events(claim, record, part) for record, part in zip(records, parts, strict=True)]
     draft = Draft(claim, job_id, tuple(records), tuple(events), folder)
-    text = claim.content()
+    text, suffix = claim.content(), claim.job_file.suffix.lower()
     moved = _rebase_from(claim, home.accepted / job_id)
     try:
         if draft.is_sweep:
             folder.mkdir()
         for run, record, part, said in zip(draft.folders(), records, parts, events, strict=False):
-            _fill(RunFolder(run), claim, text, moved(part.job), record, said)
+            run.mkdir()
+            _fill(RunFolder(run), moved(part.job), record, said)
+            write_new(run / f"job{'.yaml' if suffix == '.yml' else suffix}", text)
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -170,13 +172,8 @@ def _first_events(claim: Claim, record: JobRecord, part: Part) -> list[Event]:
     return events
 
 
-def _fill(
-    run: RunFolder, claim: Claim, text: bytes, job: ResolvedJob, record: JobRecord, events: Sequence[Event]
-) -> None:
+def _fill(run: RunFolder, job: ResolvedJob, record: JobRecord, events: Sequence[Event]) -> None:
     """Write a run folder that nobody sees before it is whole, so that each file is written but once."""
-    run.path.mkdir()
-    suffix = claim.job_file.suffix.lower()
-    write_new(run.path / f"job{'.yaml' if suffix == '.yml' else suffix}", text)
     write_new(run.spec, _as_json(job))
     write_new(run.state, _as_json(record))
     write_new(run.events, "".join(f"{to_line(event)}\n" for event in events).encode())

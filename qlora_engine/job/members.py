@@ -128,7 +128,7 @@ def _place(job: JobText, key: str) -> str:
 
 
 def _as_read(spec: JobSpec, settings: Settings) -> Settings:
-    """The values as the job has them, in JSON: `on` where YAML made that a truth value. Lists and sections as written."""
+    """The values as the job has them, in JSON: `on` where YAML made that a truth value. Lists, sections as written."""
     values, found = spec.model_dump(mode="json"), {}
     for key, written in settings.items():
         value: Any = values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -123,3 +124,10 @@ class JobRecord(BaseModel):
     def load_with_format(cls, path: Path) -> tuple[Self, int]:
         """`load`, and the format that the file has, which may be older than the record's. Raises as `load` does."""
         return stored.parse(cls, path.read_bytes(), RECORD, path)
+
+
+def is_one_sweep(part: str, found: Sequence[JobRecord]) -> bool:
+    """Whether the jobs whose ids contain this text are those of one sweep, which it names."""
+    groups = {record.group for record in found}
+    group = next(iter(groups), None)
+    return len(groups) == 1 and group is not None and part.lower() in group
