@@ -8,9 +8,10 @@ from qlora_client.listing import job_ids
 from qlora_engine.job.errors import NoSuchJob, QloradError
 from qlora_engine.job.folder import Home, RunFolder
 from qlora_engine.job.formats import NewerFormat
-from qlora_engine.job.record import JobRecord, is_one_sweep
+from qlora_engine.job.record import JobRecord
 
 _SHOWN_CANDIDATES = 8
+_READ = 1000  # records, for an error
 
 
 class RecordUnreadable(QloradError):
@@ -84,14 +85,16 @@ def find_job(home: Home, id_part: str) -> RunFolder:
     if len(found) == 1:
         return home.run(found[0])
     if found:
-        if (sweep := _one_sweep(home, wanted, found)) is not None:
+        named = _named(home, wanted, found)
+        if len(named) == 1:
             raise NoSuchJob(
-                f"{sweep} is a sweep of {len(found)} jobs, and one job is needed here.",
+                f"{named[0]} is a sweep of {len(found)} jobs, and one job is needed here.",
                 where=str(home.runs),
-                remedy=f"Name one of them: `qlora show {sweep}` shows them, the best first.",
+                remedy=f"Name one of them: `qlora show {named[0]}` shows them, the best first.",
             )
+        what = "jobs" if len(named) == len(found) else "jobs and sweeps"
         raise NoSuchJob(
-            f"{len(found)} jobs have an id that contains {id_part!r:.80}: {_some(found)}.",
+            f"{len(named)} {what} have an id that contains {id_part!r:.80}: {_some(named)}.",
             where=str(home.runs),
             remedy="Write more of the id.",
         )
@@ -99,13 +102,16 @@ def find_job(home: Home, id_part: str) -> RunFolder:
     raise NoSuchJob(f"No job has an id that contains {id_part!r:.80}.", where=str(home.runs), remedy=remedy)
 
 
-def _one_sweep(home: Home, wanted: str, found: list[str]) -> str | None:
-    """The sweep that all of these jobs are of, and that the text names."""
-    try:
-        records = [load_record(home.run(job_id)) for job_id in found]
-    except QloradError:
-        return None  # one has gone, or cannot be read: then the ids say enough
-    return records[0].group if is_one_sweep(wanted, records) else None
+def _named(home: Home, wanted: str, found: list[str]) -> list[str]:
+    """The jobs whose ids contain the text, or in their place the sweeps whose ids do."""
+    names: dict[str, None] = {}
+    for job_id in found:
+        try:
+            group = load_record(home.run(job_id)).group if len(found) <= _READ else None
+        except QloradError:
+            group = None  # it has gone, or cannot be read: its id says enough
+        names[group if group is not None and wanted in group else job_id] = None
+    return list(names)
 
 
 def _some(ids: list[str]) -> str:

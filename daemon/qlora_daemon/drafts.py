@@ -164,8 +164,7 @@ def _first_events(claim: Claim, record: JobRecord, part: Part) -> list[Event]:
     """What is said of a job when it appears."""
     events: list[Event] = []
     log = EventLog([events.append], job=record.id)
-    group = {"group": record.group} if record.group else {}
-    log.emit("job.accepted", name=record.name, model=part.job.spec.model, source=claim.name, **group)
+    log.emit("job.accepted", name=record.name, model=part.job.spec.model, source=claim.name, group=record.group)
     if part.survey is not None:
         log.emit("job.examined", **part.survey.as_event())
     log.emit("job.state", **{"from": State.ACCEPTED, "to": record.state, "reason": record.reason})

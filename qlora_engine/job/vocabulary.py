@@ -132,7 +132,7 @@ EVENTS: dict[str, EventType] = {
             "name": "of the job",
             "model": "as the job names it",
             "source": "the dropped file, or the client's request",
-            "group": "id of the sweep that it is a part of",
+            "group": "id of the sweep that it is a part of, or None",
         },
     ),
     "job.examined": EventType(

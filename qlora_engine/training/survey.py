@@ -59,6 +59,7 @@ class KnownBefore:
         self.tokenizers = Remembered[TokenizerWrapper]()
         self.tallies = Remembered[Tally]()
         self.speeds = Remembered[Speed | None]()
+        self.measured = Remembered[float | None]()
 
 
 class Remembered(Generic[T]):
@@ -129,7 +130,9 @@ def survey(
     alike = f"{model} {machine.backend} {job.spec.model_dump_json(include=set(SPEED_KEYS))}"
     if earlier := known_before.speeds(alike, lambda: speed_of_earlier(job, home, machine.backend)):
         time, source = earlier.seconds(work), earlier.source
-    elif gpu_lock is not None and (speed := measured_speed(shape, batch, gpu_lock)):
+    elif gpu_lock is not None and (
+        speed := known_before.measured(f"{model} {batch}", lambda: measured_speed(shape, batch, gpu_lock))
+    ):
         time, source = operations(job.spec, shape, work, batch) / speed, "rough, from a short measurement"
     else:
         return _judged(known, judged)
