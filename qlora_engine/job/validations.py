@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from qlora_engine.job.events import Event, parse_line
 from qlora_engine.job.folder import RunFolder
 
+FAR = 3  # times a loss, from which on it is said in times
+
 Losses = dict[int, float]  # nats by step, micro-batches done; infinite for one that is no number
 
 
@@ -62,8 +64,9 @@ class Outdone:
         """
         if not math.isfinite(self.loss):
             return f"validation loss at step {self.step} is no number, and {name} had {self.best:.3f}"
-        above = f", {self.loss / self.best - 1:.0%} above the {self.best:.3f} of {name}" if self.best > 0 else ""
-        return f"validation loss {self.loss:.3f} at step {self.step}{above}"
+        ratio = self.loss / self.best if self.best > 0 else math.inf
+        how = f"{ratio - 1:.0%} above" if ratio < FAR else f"{ratio:.0f} times" if ratio < math.inf else "not"
+        return f"validation loss {self.loss:.3f} at step {self.step}, {how} the {self.best:.3f} of {name}"
 
 
 def outdone(step: int, loss: float, others: Mapping[str, Mapping[int, float]], share: float) -> Outdone | None:

@@ -58,6 +58,9 @@ def test_the_reason_says_by_how_much_and_of_whom() -> None:
     found = outdone(50, 2.3048, {"a": {0: 1.0, 25: 1.8, 50: 1.72, 75: 0.1}, "b": {50: 1.9}}, 0.2)
     assert found is not None
     assert found.reason("rank=8") == "validation loss 2.305 at step 50, 34% above the 1.720 of rank=8"
+    far = outdone(50, 17.2, {"a": {50: 1.72}}, 0.2)
+    assert far is not None
+    assert far.reason("rank=8") == "validation loss 17.200 at step 50, 10 times the 1.720 of rank=8"
     lost = outdone(50, math.inf, {"a": {50: 1.72}}, 0.2)
     assert lost is not None
     assert lost.reason("rank=8") == "validation loss at step 50 is no number, and rank=8 had 1.720"
