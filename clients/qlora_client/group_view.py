@@ -48,7 +48,7 @@ def _table(group: Group) -> Iterator[Text]:
     headings = ("#", *(plain(short[key], 40) for key in group.keys), "STATE", "STEP", "LAST", "BEST", "AT", "ID")
     rows = [_row(rank, member, group.keys) for rank, member in enumerate(group.members, 1)]
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    yield Text(_joined(headings, widths), style="dim")
+    yield Text(_joined(headings, widths).rstrip(), style="dim")
     place = 1 + len(group.keys)
     for member, row in zip(group.members, rows, strict=True):
         before, after = _joined(row[:place], widths[:place]), _joined(row[place + 1 :], widths[place + 1 :])

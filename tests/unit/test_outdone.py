@@ -17,6 +17,7 @@ from qlora_client.cli import main
 from qlora_client.completion import job_ids
 from qlora_client.groups import Member, find_group, ranked
 from qlora_client.listing import in_lines, overview
+from qlora_client.waiting import group_exit_code
 from qlora_daemon import dependencies
 from qlora_daemon.jobs import JobTable
 from qlora_daemon.orders import Orders
@@ -169,6 +170,23 @@ def test_one_job_is_asked_for_by_name_where_a_sweep_is_named(home: Home, capsys:
     said = capsys.readouterr().err
     assert f"{GROUP} is a sweep of 2 jobs" in said
     assert f"qlora show {GROUP}" in said
+
+
+@pytest.mark.parametrize(
+    ("states", "code"),
+    [
+        ([State.DONE, State.DONE], 0),
+        ([State.DONE, None], 0),
+        ([State.DONE, State.CANCELLED], 75),
+        ([State.CANCELLED, State.FAILED], 70),
+    ],
+    ids=["done", "one outdone", "one cancelled", "one failed"],
+)
+def test_a_script_that_waits_for_a_sweep_learns_how_it_went(home: Home, states: list[State | None], code: int) -> None:
+    """That poor jobs are ended is no failure of the sweep; what a person ended, or what failed, is."""
+    for rank, state in enumerate(states):
+        make(home, rank, {}, state or State.CANCELLED, outdone_by=None if state else "another")
+    assert group_exit_code(Client(home.path).group("poems")) == code
 
 
 def test_the_list_shows_a_sweep_as_one_line_and_counts_it_as_one(home: Home) -> None:
