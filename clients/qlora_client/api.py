@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from qlora_client.columns import columns_of
 from qlora_client.follow import LOOK_SECONDS, LastLine, follow_job, read_events
+from qlora_client.groups import Group, find_group
 from qlora_client.progress import Progress, after, progress_of
 from qlora_client.records import find_job, list_records, load_record
-from qlora_engine.job.errors import DaemonUnavailable, Exit, JobRejected, QloradError
+from qlora_engine.job.errors import DaemonUnavailable, Exit, JobRejected, NoSuchJob, QloradError
 from qlora_engine.job.events import Event
 from qlora_engine.job.folder import NAME_AT, Home, RunFolder
 from qlora_engine.job.hindrance import hindrances_in
@@ -100,7 +101,7 @@ class Client:
             timeout: seconds to wait for the daemon's answer.
 
         Returns:
-            The job's id; the job is then on disk and will not be lost.
+            The job's id, or that of a sweep, for `group`; all of it is then on disk and will not be lost.
 
         Raises:
             JobRejected: it is not a valid job; says what, where, and the remedy.
@@ -228,6 +229,19 @@ class Client:
     def job(self, id_part: str) -> JobRecord:
         """The job's record. Raises `NoSuchJob`."""
         return load_record(self.run(id_part))
+
+    def group(self, id_part: str) -> Group:
+        """A sweep, its jobs ranked by their lowest validation losses.
+
+        Raises:
+            NoSuchJob: no sweep has such an id, or a job has it, or more than one does.
+        """
+        if (found := find_group(self.home, id_part)) is not None:
+            return found
+        run = find_job(self.home, id_part)
+        raise NoSuchJob(
+            f"{run.id} is a job, and no sweep.", where=str(run.path), remedy=f"`qlora show {run.id}` shows it."
+        )
 
     def waits_for(self, id_part: str) -> str | None:
         """What a queued job waits for, in words; None for a job in another state. Raises `NoSuchJob`."""

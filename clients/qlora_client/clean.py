@@ -86,7 +86,8 @@ def look(home: Home, wanted: Wanted) -> Cleaning:
         if wanted.part is Part.CHECKPOINTS:
             items = [item for item in items if home.run(item.name).checkpoints.exists()]
         else:
-            items += [Item("left over", entry.name, bytes_of(entry)) for entry in orphans(home)]
+            found_left = orphans(home, listing.jobs, listing.unreadable)
+            items += [Item("left over", entry.name, bytes_of(entry)) for entry in found_left]
     if wanted.models:
         gone = {item.name for item in items if item.kind == "run"}
         models, why = _unused_models(home, listing, gone)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from qlora_engine.job.folder import Home, RunFolder
 
 
+_SECOND = len("20261122-143501")  # of an id
+# The state of a sweep: the first of these that one of its jobs is in.
+_OF_SWEEP = [*map(str, (State.RUNNING, State.STARTING, State.STOPPING, State.ACCEPTED, State.QUEUED, State.BLOCKED)),
+             *map(str, (State.HELD, State.FAILED, State.DONE, State.CANCELLED))]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a line says of a job; `record` is all that its record holds."""
@@ -34,6 +40,7 @@ class Summary:
     created: datetime
     urgent: bool
     record: dict[str, Any]
+    jobs: int | None = None  # of a sweep that this line stands for
 
     @classmethod
     def of(
@@ -98,14 +105,24 @@ def job_ids(home: Home) -> list[str]:
     return sorted((name for name in names if JOB_ID.fullmatch(name)), reverse=True)
 
 
-def overview(home: Home, limit: int | None = None, wanted: Wanted = EVERY) -> Overview:
-    """The newest `limit` jobs that are wanted, or all of them. One that vanishes meanwhile is left out."""
+def overview(home: Home, limit: int | None = None, wanted: Wanted = EVERY, *, together: bool = False) -> Overview:
+    """The newest `limit` jobs that are wanted, or all of them. One that vanishes meanwhile is left out.
+
+    Args:
+        home: whose jobs.
+        limit: how many at most.
+        wanted: which.
+        together: the jobs of a sweep count as one, and are all there.
+    """
     ids = job_ids(home)
     hindrances = cache(lambda: hindrances_in(home))
     jobs: list[Summary] = []
     unreadable: list[str] = []
+    lines: set[str] = set()
+    second = ""  # in which the newest of the last line was accepted, as the ids of all jobs of a sweep say
     for job_id in ids:
-        if (limit is not None and len(jobs) == limit) or wanted.is_older(job_id):
+        full = limit is not None and len(lines) == limit
+        if (full and not (together and job_id.startswith(second))) or wanted.is_older(job_id):
             break
         run = home.run(job_id)
         try:
@@ -114,9 +131,44 @@ def overview(home: Home, limit: int | None = None, wanted: Wanted = EVERY) -> Ov
             if run.path.exists():
                 unreadable.append(job_id)
         else:
-            if wanted.takes(found):
+            line = _line_of(found) if together else found.id
+            if wanted.takes(found) and (line in lines or not full):
                 jobs.append(found)
+                lines.add(line)
+                second = job_id[:_SECOND]
     return Overview(jobs, len(ids), unreadable)
+
+
+def _line_of(job: Summary) -> str:
+    return str(job.record.get("group") or job.id)
+
+
+def in_lines(jobs: Sequence[Summary]) -> list[Summary]:
+    """The jobs with one line for each sweep, where its newest job stood."""
+    found: dict[str, list[Summary]] = {}
+    for job in jobs:
+        found.setdefault(_line_of(job), []).append(job)
+    return [members[0] if line == members[0].id else _as_one(line, members) for line, members in found.items()]
+
+
+def _as_one(group: str, members: Sequence[Summary]) -> Summary:
+    """The line of a sweep: in the state of the job that is furthest from its end, but for one that trains."""
+    states = [job.state for job in members]
+    first = next((state for state in _OF_SWEEP if state in states), states[0])
+    counted = ", ".join(f"{states.count(state)} {state}" for state in [*map(str, State), "newer"] if state in states)
+    known = all(job.steps for job in members)
+    return Summary(
+        id=group,
+        state=first,
+        reason=f"{len(members)} job{'s' if len(members) > 1 else ''}: {counted}",
+        priority=max(job.priority for job in members),
+        step=sum(job.step for job in members) if known else 0,
+        steps=sum(job.steps for job in members) if known else 0,
+        created=min(job.created for job in members),
+        urgent=any(job.urgent for job in members),
+        record=members[0].record,
+        jobs=len(members),
+    )
 
 
 def summary_of(run: RunFolder, hindrances: Callable[[], tuple[Hindrance, ...]] = tuple) -> Summary:

@@ -11,6 +11,7 @@ from qlora_engine.job.formats import NewerFormat
 from qlora_engine.job.record import JobRecord
 
 _SHOWN_CANDIDATES = 8
+_READ = 1000  # records, for an error
 
 
 class RecordUnreadable(QloradError):
@@ -88,13 +89,33 @@ def find_job(home: Home, id_part: str) -> RunFolder:
         if len(fitting) == 1:
             return home.run(fitting[0])
     if found:
+        named = _named(home, wanted, found)
+        if len(named) == 1:
+            raise NoSuchJob(
+                f"{named[0]} is a sweep of {len(found)} jobs, and one job is needed here.",
+                where=str(home.runs),
+                remedy=f"Name one of them: `qlora show {named[0]}` shows them, the best first.",
+            )
+        what = "jobs" if len(named) == len(found) else "jobs and sweeps"
         raise NoSuchJob(
-            f"{len(found)} jobs have an id that contains {id_part!r:.80}: {_some(found)}.",
+            f"{len(named)} {what} have an id that contains {id_part!r:.80}: {_some(named)}.",
             where=str(home.runs),
             remedy="Write more of the id.",
         )
     remedy = f"Jobs that are there: {_some(ids)}." if ids else "There are no jobs yet: `qlora submit FILE` makes one."
     raise NoSuchJob(f"No job has an id that contains {id_part!r:.80}.", where=str(home.runs), remedy=remedy)
+
+
+def _named(home: Home, wanted: str, found: list[str]) -> list[str]:
+    """The jobs whose ids contain the text, or in their place the sweeps whose ids do."""
+    names: dict[str, None] = {}
+    for job_id in found:
+        try:
+            group = load_record(home.run(job_id)).group if len(found) <= _READ else None
+        except QloradError:
+            group = None  # it has gone, or cannot be read: its id says enough
+        names[group if group is not None and wanted in group else job_id] = None
+    return list(names)
 
 
 def _some(ids: list[str]) -> str:

@@ -17,8 +17,10 @@ from qlora_client.failures import report
 from qlora_engine import blas
 from qlora_engine.job.errors import Exit, JobRejected, SystemRefused
 from qlora_engine.job.examine import ExamineRequest, Verdict, as_line, read_line
+from qlora_engine.job.members import ResolvedSweep
 from qlora_engine.job.resolved import AnyResolved, ResolvedFuse, ResolvedJob
 from qlora_engine.job.survey import Survey
+from qlora_engine.job.sweep import label
 from qlora_engine.job.text import duration, plain
 from qlora_worker.settings import Settings
 
@@ -71,11 +73,13 @@ def validate(path: Path, settings: Settings, overrides: Sequence[str] = ()) -> V
 
 def exit_code(verdict: Verdict) -> int:
     """0 for a job that would be accepted."""
-    return verdict.exit_code if verdict.job is None else int(Exit.OK)
+    return int(Exit.OK) if verdict.accepts else verdict.exit_code
 
 
 def as_json(verdict: Verdict) -> dict[str, object]:
     """For machines: whether it would be accepted, what was found out, or what is wrong."""
+    if verdict.sweep is not None:
+        return {"accepted": True, **verdict.sweep.model_dump(mode="json")}
     if verdict.job is None:
         wrong: dict[str, object] = verdict.model_dump(include={"what", "where", "remedy", "exit_code"})
         return {"accepted": False, **wrong}
@@ -85,6 +89,9 @@ def as_json(verdict: Verdict) -> dict[str, object]:
 
 def show(verdict: Verdict, console: Console) -> None:
     """Print it as a table; what is wrong with a job that would not be accepted goes to standard error."""
+    if verdict.sweep is not None:
+        _show_sweep(verdict.sweep, console)
+        return
     if verdict.job is None:
         report(JobRejected(verdict.what or "It is not a job.", where=verdict.where, remedy=verdict.remedy))
         return
@@ -93,6 +100,36 @@ def show(verdict: Verdict, console: Console) -> None:
     for warning in survey.warnings:
         console.print(Text(f"! {plain(warning)}", style="yellow"))
     console.print(Text("It would be accepted.", style="green"))
+
+
+def _show_sweep(sweep: ResolvedSweep, console: Console) -> None:
+    """What the jobs have in common, as told of the first; then each with what it has of its own."""
+    first = sweep.members[0]
+    console.print(_view(first.job, first.survey or Survey()))
+    console.print()
+    console.print(_members(sweep), no_wrap=True, overflow="ellipsis", crop=console.is_terminal)
+    surveys = [member.survey or Survey() for member in sweep.members]
+    for warning in dict.fromkeys(warning for survey in surveys for warning in survey.warnings):
+        console.print(Text(f"! {plain(warning)}", style="yellow"))
+    seconds = [survey.seconds for survey in surveys]
+    time = f", in about {duration(sum(filter(None, seconds)))}" if all(seconds) else ""
+    count = len(sweep.members)
+    console.print(Text(f"A sweep of {count} job{'s' if count > 1 else ''}{time}. The above is of the first."))
+    console.print(Text("It would be accepted.", style="green"))
+
+
+def _members(sweep: ResolvedSweep) -> Text:
+    """A line for each job: its settings, steps, memory and time."""
+    lines = []
+    for number, member in enumerate(sweep.members, 1):
+        survey = member.survey or Survey()
+        facts = [
+            f"{survey.steps:,} steps" if survey.steps else "",
+            f"{survey.peak_gb:.2f} GB" if survey.peak_gb is not None else "",
+            duration(survey.seconds) if survey.seconds is not None else "",
+        ]
+        lines.append(f"{number:>3}  {plain(label(member.settings), 200)}  {', '.join(filter(None, facts))}".rstrip())
+    return Text("\n".join(lines))
 
 
 def _view(job: AnyResolved, survey: Survey) -> RenderableType:

@@ -122,6 +122,8 @@ def _facts(
     job: JobRecord, run: RunFolder, progress: Progress, reports: Sequence[Event], waits: str | None
 ) -> Iterable[tuple[str, str | Text]]:
     yield "name", plain(job.name, 200)
+    if job.group is not None:
+        yield "sweep", plain(job.group)
     yield "state", Text(job.state, style=state_style(job.state)) + Text(f"  {plain(job.reason)}" if job.reason else "")
     if waits:
         yield "waits", plain(waits)

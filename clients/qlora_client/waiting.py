@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qlora_client.api import Client
+from qlora_client.groups import Group
 from qlora_engine.job.errors import Exit
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
+from qlora_engine.job.sweep import label
 from qlora_engine.job.wording import describe
 
 # How a program that waited learns what became of the job.
@@ -28,6 +30,20 @@ def wait_until_ended(client: Client, job_id: str, say: Callable[[str], None]) ->
         say(f"The job goes on. Watch it: qlora logs -f {job_id}")
         raise
     return client.job(job_id)
+
+
+def wait_until_group_ended(client: Client, group: Group, say: Callable[[str], None]) -> Group:
+    """`wait_until_ended` for every job of a sweep, in the order in which they run; how they stand in the end."""
+    for job in sorted((one.job for one in group.members), key=lambda job: job.created):
+        name = label(job.settings)
+        wait_until_ended(client, job.id, lambda text, name=name: say(f"{name}: {text}"))  # type: ignore[misc]
+    return client.group(group.id)
+
+
+def group_exit_code(group: Group) -> int:
+    """70 if a job failed, 75 if a person cancelled one, else 0: that the poor ones are ended is how a sweep goes."""
+    codes = {exit_code(one.job) for one in group.members if one.job.outdone_by is None}
+    return int(Exit.SOFTWARE) if Exit.SOFTWARE in codes else max(codes, default=int(Exit.OK))
 
 
 def exit_code(record: JobRecord) -> int:

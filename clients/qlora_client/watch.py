@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from qlora_client.follow import Tail
-from qlora_client.listing import Summary
+from qlora_client.listing import Summary, in_lines
 from qlora_client.screen import keep_drawing
 from qlora_client.table import JobTable
 from qlora_client.views import job_lines
+from qlora_client.wanted import EVERY
 from qlora_engine.job.hindrance import hindrances_in
 from qlora_engine.job.text import local_time
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from qlora_client.wanted import Wanted
     from qlora_engine.job.folder import Home
 
-EVERY = 2.0  # seconds
+LOOK_SECONDS = 2.0
 
 
 def watch_jobs(home: Home, console: Console, wanted: Wanted, most: int | None) -> None:
@@ -31,17 +32,21 @@ def watch_jobs(home: Home, console: Console, wanted: Wanted, most: int | None) -
 
         def frame(_width: int, height: int) -> list[Text]:
             table.look(str(event.get("job")) for event in log.events() if event["event"] == "job.state")
-            found = [job for job in table.newest_first() if wanted.takes(job)][:most]
-            return screen(home, found, height, datetime.now(UTC))
+            found = [job for job in table.newest_first() if wanted.takes(job)]
+            lines = in_lines(found) if wanted == EVERY else found
+            return screen(home, lines[:most], height, datetime.now(UTC))
 
-        keep_drawing(console, frame, EVERY)
+        keep_drawing(console, frame, LOOK_SECONDS)
 
 
 def screen(home: Home, found: list[Summary], height: int, now: datetime) -> list[Text]:
     """The list with a line below it that says how many do not fit."""
     fitting = found[: max(0, height - 2)]
     hindrances = hindrances_in(home)
-    shown = [Summary.of(job.record, lambda: hindrances, now) if job.state == "queued" else job for job in fitting]
+    shown = [
+        Summary.of(job.record, lambda: hindrances, now) if job.state == "queued" and job.jobs is None else job
+        for job in fitting
+    ]
     more = f" · {len(found) - len(shown):,} more" if len(found) > len(shown) else ""
     body = list(job_lines(shown, now)) if shown else [Text("No job fits.")]
     room = [Text()] * (height - 1 - len(body))

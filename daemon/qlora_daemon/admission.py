@@ -1,22 +1,20 @@
 """Admission, the same for files and requests: claim, examine, then a run folder or a rejection.
 
-The order makes a kill at any point harmless. Claimed: the submission lies in `.taking/`. Accepted: the run
-folder appears by one rename, its record carries the claim's key, so a claim whose key has a run is never made
-a job again. Then the source moves to `accepted/<job id>/`, the claim ends, and who asked is answered.
+The order makes a kill at any point harmless. Claimed: the submission lies in `.taking/`. Accepted: the run folder, or
+the folder with those of a sweep, appears by one rename. Each record carries the claim's key, so a claim whose key has a
+run is never made a job again. Then the source moves to `accepted/<id>/`, the claim ends, and who asked is answered.
 Verdicts that have come together are acted on together and share their syncs.
 """
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
-from pydantic_core import to_json
 
 from qlora_daemon import duplicates
 from qlora_daemon.claims import (
@@ -30,23 +28,22 @@ from qlora_daemon.claims import (
     unfinished,
     was_rejected,
 )
-from qlora_daemon.jobs import JobTable
+from qlora_daemon.drafts import Draft, Part, make, name_of, parts_of, unfinished_groups, wishes
+from qlora_daemon.jobs import JobTable, member_key
 from qlora_daemon.mail import Examined
-from qlora_daemon.settling import JOB_NAMES, Found, look
+from qlora_daemon.settling import Found, look
 from qlora_engine.job import durable, naming
 from qlora_engine.job.errors import JobRejected, QloradError
-from qlora_engine.job.events import Event, EventLog, to_line
-from qlora_engine.job.folder import Home, RunFolder, new_job_id, unfinished_run
-from qlora_engine.job.fuse_spec import FuseSpec
+from qlora_engine.job.events import EventLog
+from qlora_engine.job.folder import GROUP_NAME, Home, member_ids, new_job_id, slug
+from qlora_engine.job.members import ResolvedSweep
 from qlora_engine.job.record import JobRecord, utc_now
-from qlora_engine.job.resolved import AnyResolved, ResolvedFuse, ResolvedJob, kind_of
-from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.resolved import AnyResolved, AnySpec, ResolvedFuse, kind_of
 from qlora_engine.job.states import State
 from qlora_engine.job.survey import Survey
 from qlora_engine.job.text import plain
-from qlora_engine.job.together import sync_folders, write_new
+from qlora_engine.job.together import sync_folders
 from qlora_engine.job.turn import Standing, standing
-from qlora_engine.job.when import moment_of
 from qlora_worker import letters
 from qlora_worker.messages import Answer, Submission
 from qlora_worker.queue import Received
@@ -58,14 +55,22 @@ GATHER_SECONDS = 0.1  # that a verdict waits for others, while more are to come
 AGAIN_SECONDS = 5.0  # until what the disk refused is tried again
 
 
-@dataclass(frozen=True)
-class Draft:
-    """A job whose run folder is made but has not appeared yet."""
+@dataclass
+class Batch:
+    """What is admitted together, as far as it has come; nobody else knows of it yet."""
 
-    claim: Claim
-    record: JobRecord
-    folder: Path
-    events: list[Event]
+    drafts: list[Draft] = field(default_factory=list)
+    records: dict[str, JobRecord] = field(default_factory=dict)  # by id
+    alike: dict[str, JobRecord] = field(default_factory=dict)  # by content
+    groups: set[str] = field(default_factory=set)
+
+    def add(self, draft: Draft) -> None:
+        """One more."""
+        self.drafts.append(draft)
+        if draft.is_sweep:
+            self.groups.add(draft.id)
+        for record in draft.records:
+            self.records[record.id] = self.alike[record.content or record.id] = record
 
 
 class Admission:
@@ -93,6 +98,7 @@ class Admission:
         self._home, self._jobs, self._log = home, jobs, log
         self._examine, self._reply, self._rejected = examine, reply, rejected
         self._open: dict[str, Claim] = {}
+        self._appeared: dict[str, Draft] = {}  # of claims that are still open
         self._asked: dict[str, list[Received]] = {}
         self._verdicts: list[Examined] = []
         self._not_before = 0.0
@@ -101,6 +107,12 @@ class Admission:
         """Go on with what an earlier daemon left, and queue what it had accepted."""
         for temporary in self._home.runs.glob(".tmp-*"):
             shutil.rmtree(temporary)  # a run folder that was never renamed into place
+        try:
+            for job_id in unfinished_groups(self._home):
+                if self._jobs.get(job_id) is None:
+                    self._jobs.read(job_id)
+        except (OSError, ValueError) as error:
+            self._say_trouble("finishing sweeps", error)
         for path in unfinished(self._home):
             try:
                 self._resume_claim(read_claim(path))
@@ -113,7 +125,7 @@ class Admission:
 
     def _resume_claim(self, claim: Claim) -> None:
         if job := self._jobs.of_request(claim.key):
-            self._hand_back([(claim, job.id)])
+            self._hand_back([(claim, job.submitted_as)])
         elif was_rejected(claim):
             self._settle_rejection(claim, None)
         elif not claim.dropped.is_symlink() and not claim.dropped.exists():
@@ -148,7 +160,7 @@ class Admission:
     def submit(self, received: Received, submission: Submission) -> None:
         """Take a submission that came as a request; asked again, it is the same submission."""
         if job := self._jobs.of_request(received.key):
-            self._reply(received, Answer.done(job.id, "accepted"))
+            self._reply(received, Answer.done(job.submitted_as, "accepted"))
             return
         asked = self._asked.setdefault(received.key, [])
         if received not in asked:
@@ -156,7 +168,9 @@ class Admission:
         if received.key not in self._open:
             self._begin(claim_request(self._home, received.key, submission))
 
-    def examined(self, key: str, verdict: AnyResolved | QloradError, survey: Survey | None = None) -> None:
+    def examined(
+        self, key: str, verdict: AnyResolved | ResolvedSweep | QloradError, survey: Survey | None = None
+    ) -> None:
         """Note the examiner's verdict on a claim, for `settle`."""
         if not self._verdicts:
             self._not_before = time.monotonic() + GATHER_SECONDS
@@ -197,72 +211,90 @@ class Admission:
         return True
 
     def _settle(self, batch: Sequence[Examined]) -> None:
-        drafts: list[Draft] = []
-        drafted: dict[str, JobRecord] = {}
-        alike: dict[str, JobRecord] = {}  # the same, by content
+        found = Batch()
         try:
             for examined in batch:
                 claim, verdict = self._open[examined.key], examined.verdict
                 if isinstance(verdict, QloradError):
                     self._reject(claim, verdict)
-                elif draft := self._draft(claim, verdict, examined.survey, alike, drafted):
-                    drafts.append(draft)
-                    drafted[draft.record.id] = alike[draft.record.content or draft.record.id] = draft.record
-            sync_folders([draft.folder for draft in drafts])
+                elif draft := self._draft(claim, parts_of(verdict, examined.survey), verdict, found):
+                    found.add(draft)
+            sync_folders([folder for draft in found.drafts for folder in draft.folders() if folder.exists()])
         except Exception:
-            for draft in drafts:
-                if not self._jobs.get(draft.record.id):
+            for draft in found.drafts:
+                if draft.claim.key not in self._appeared:
                     shutil.rmtree(draft.folder, ignore_errors=True)
             raise
-        self._accept(drafts)
+        self._accept(found.drafts)
 
     def _draft(
-        self,
-        claim: Claim,
-        job: AnyResolved,
-        survey: Survey | None,
-        alike: Mapping[str, JobRecord],
-        drafted: Mapping[str, JobRecord],
+        self, claim: Claim, parts: Sequence[Part], verdict: AnyResolved | ResolvedSweep, batch: Batch
     ) -> Draft | None:
-        """The job's run folder under a name that is not its own yet; nothing where a job is the same."""
-        if record := self._jobs.of_request(claim.key):  # it had appeared when the disk refused what comes after that
-            return Draft(claim, record, self._home.run(record.id).path, _first_events(claim, record, job, survey))
+        """The run folders under names that are not their own yet; nothing where a job is the same."""
+        if draft := self._appeared.get(claim.key):  # the disk refused what comes after that
+            return draft
         text = claim.content()
-        content = duplicates.content_of(text, job, claim.overrides)
-        same = alike.get(content) or self._jobs.unfinished_like(content)
-        if same is not None and not claim.again:
-            self._reject(claim, duplicates.refused(claim, same))
+        own = [[f"{key}={value!r}" for key, value in part.settings.items()] for part in parts]
+        contents = [
+            duplicates.content_of(text, part.job, [*claim.overrides, *more])
+            for part, more in zip(parts, own, strict=True)
+        ]
+        same = [batch.alike.get(content) or self._jobs.unfinished_like(content) for content in contents]
+        if (first := next(filter(None, same), None)) is not None and not claim.again:
+            self._reject(claim, duplicates.refused(claim, first))
             return None
         try:
-            after = self._waits_for(job, drafted)
+            after = [self._waits_for(part.job, batch) for part in parts]
         except JobRejected as error:
             self._reject(claim, error)
             return None
-        name = plain(job.spec.name or _name_of(claim), 80) or "job"
-        job_id = new_job_id(name, utc_now(), self._home.runs)
-        record = JobRecord.new(job_id, name, kind=kind_of(job), request=claim.key, content=content).noting(
-            **_wishes(job.spec), after=after
-        )
-        stands = standing(record, lambda other: self._jobs.get(other) or drafted.get(other))
-        if job.spec.hold:
-            stands = Standing(State.HELD, "held from the start · `qlora release` lets it go on")
-        record = record.moved(stands.state, stands.reason)
-        folder = unfinished_run(self._home.runs, job_id)
-        draft = Draft(claim, record, folder, _first_events(claim, record, job, survey))
-        if claim.text is None and isinstance(job, ResolvedJob):
-            job = rebase(job, claim.source.resolve(), (self._home.accepted / job_id).resolve())
-        try:
-            _fill(RunFolder(folder), draft, job, text)
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return draft
+        now, name = utc_now(), name_of(claim, parts[0].job.spec)
+        if not isinstance(verdict, ResolvedSweep):
+            job_id = new_job_id(name, now, self._home.runs, lambda job_id: self._is_taken(job_id, batch))
+            record = JobRecord.new(job_id, name, kind=kind_of(verdict), request=claim.key, content=contents[0])
+            records = [record.noting(**wishes(verdict.spec), after=after[0])]
+        else:
+            labels = [part.label for part in parts]
+            job_id = self._group_id(name, now, labels, batch)
+            records = [
+                JobRecord.new(
+                    member, plain(f"{name} {part.label}", 200), request=member_key(claim.key, number), content=content
+                ).noting(
+                    **wishes(part.job.spec), after=others, group=job_id, settings=part.settings,
+                    stop_worse_than=verdict.stop_worse_than,
+                    created=now + timedelta(microseconds=number),  # they run in this order
+                )
+                for number, (member, part, content, others) in enumerate(
+                    zip(member_ids(job_id, labels), parts, contents, after, strict=True)
+                )
+            ]  # fmt: skip
+        placed = [self._placed(record, part.job.spec, batch) for record, part in zip(records, parts, strict=True)]
+        return make(self._home, claim, job_id, parts, placed)
 
-    def _waits_for(self, job: AnyResolved, drafted: Mapping[str, JobRecord]) -> tuple[str, ...]:
+    def _placed(self, record: JobRecord, spec: AnySpec, batch: Batch) -> JobRecord:
+        """The record in the state that its job begins with."""
+        stands = standing(record, lambda other: self._jobs.get(other) or batch.records.get(other))
+        if spec.hold:
+            stands = Standing(State.HELD, "held from the start · `qlora release` lets it go on")
+        return record.moved(stands.state, stands.reason)
+
+    def _is_taken(self, job_id: str, batch: Batch) -> bool:
+        """Whether a sweep, or what is admitted at the same time, has this id."""
+        return job_id in batch.records or job_id in batch.groups or bool(self._jobs.of_group(job_id))
+
+    def _group_id(self, name: str, now: datetime, labels: Sequence[str], batch: Batch) -> str:
+        def taken(group: str) -> bool:
+            members = member_ids(group, labels)
+            there = any(self._is_taken(one, batch) or self._home.run(one).path.exists() for one in members)
+            return there or self._is_taken(group, batch)
+
+        return new_job_id(slug(name)[:GROUP_NAME], now, self._home.runs, taken)
+
+    def _waits_for(self, job: AnyResolved, batch: Batch) -> tuple[str, ...]:
         """The jobs that it comes after: those that it names, and the one that it fuses unless that has ended."""
         after: tuple[str, ...] = ()
         if job.spec.after:
-            after = naming.resolve("after", job.spec.after, [*self._jobs, *drafted.values()])
+            after = naming.resolve("after", job.spec.after, [*self._jobs, *batch.records.values()])
         if isinstance(job, ResolvedFuse) and job.source not in after:
             source = self._jobs.get(job.source)
             if source is None or not source.is_final:
@@ -272,19 +304,25 @@ class Admission:
     def _accept(self, drafts: Sequence[Draft]) -> None:
         """Let the run folders appear, then tell everybody, and end the claims."""
         for draft in drafts:
-            draft.folder.rename(self._home.run(draft.record.id).path)
-            self._jobs.add(draft.record)
+            if draft.claim.key not in self._appeared:
+                draft.commit(self._home.runs)
+                self._appeared[draft.claim.key] = draft
+        for draft in drafts:
+            draft.place(self._home.runs)
+            for record in draft.records:
+                if self._jobs.get(record.id) is None:
+                    self._jobs.add(record)
         if drafts:
             durable.sync_folder(self._home.runs)
         for draft in drafts:
-            for event in draft.events:  # the job's own file holds them already
+            for event in itertools.chain(*draft.events):  # the job's own file holds them already
                 self._jobs.relay(event)
         try:
-            self._hand_back([(draft.claim, draft.record.id) for draft in drafts])
+            self._hand_back([(draft.claim, draft.id) for draft in drafts])
         except OSError as error:  # the jobs are safe; the claims are ended at the next start
             self._say_trouble("ending claims", error)
         for draft in drafts:
-            self._close(draft.claim, Answer.done(draft.record.id, "accepted"))
+            self._close(draft.claim, Answer.done(draft.id, "accepted"))
 
     def _hand_back(self, done: Sequence[tuple[Claim, str]]) -> None:
         """Put what was dropped where the user finds it, and end the claims."""
@@ -331,71 +369,6 @@ class Admission:
 
     def _close(self, claim: Claim, answer: Answer) -> None:
         del self._open[claim.key]
+        self._appeared.pop(claim.key, None)
         for received in self._asked.pop(claim.key, []):
             self._reply(received, answer)
-
-
-def _wishes(spec: JobSpec | FuseSpec) -> dict[str, Any]:
-    """What the job says about its turn."""
-    return {
-        "priority": spec.priority,
-        "urgent": spec.urgent,
-        "power": spec.power,
-        "not_before": moment_of(spec.not_before) if spec.not_before else None,
-        "retries": spec.retries,
-        "max_runtime": spec.max_runtime,
-    }
-
-
-def _first_events(claim: Claim, record: JobRecord, job: AnyResolved, survey: Survey | None) -> list[Event]:
-    """What is said of a job when it appears."""
-    events: list[Event] = []
-    log = EventLog([events.append], job=record.id)
-    log.emit("job.accepted", name=record.name, model=_model_of(job), source=claim.name)
-    if survey is not None:
-        log.emit("job.examined", **survey.as_event())
-    log.emit("job.state", **{"from": State.ACCEPTED, "to": record.state, "reason": record.reason})
-    return events
-
-
-def _model_of(job: AnyResolved) -> str:
-    return job.model if isinstance(job, ResolvedFuse) else job.spec.model
-
-
-def _fill(run: RunFolder, draft: Draft, job: AnyResolved, text: bytes) -> None:
-    """Write a run folder that nobody sees before it is whole, so that each file is written but once."""
-    run.path.mkdir()
-    suffix = draft.claim.job_file.suffix.lower()
-    write_new(run.path / f"job{'.yaml' if suffix == '.yml' else suffix}", text)
-    write_new(run.spec, _as_json(job))
-    write_new(run.state, _as_json(draft.record))
-    write_new(run.events, "".join(f"{to_line(event)}\n" for event in draft.events).encode())
-
-
-def _as_json(model: BaseModel) -> bytes:
-    """As `durable.write_json` writes it, in a tenth of the time."""
-    return to_json(model.model_dump(mode="json"), indent=2, inf_nan_mode="constants") + b"\n"
-
-
-def _name_of(claim: Claim) -> str:
-    """What to call a job whose file does not say: its folder where the file is just called job.yaml."""
-    if claim.kind == "folder":
-        return claim.name
-    stem = Path(claim.name).stem
-    return Path(claim.base).name or stem if claim.base and claim.name in JOB_NAMES else stem
-
-
-def rebase(job: ResolvedJob, old: Path, new: Path) -> ResolvedJob:
-    """The job with every path below `old` where it will be below `new`."""
-
-    def moved(path: str) -> str:
-        there = Path(path)
-        return str(new / there.relative_to(old)) if there.is_relative_to(old) else path
-
-    return job.model_copy(
-        update={
-            "model_path": moved(job.model_path) if job.model_path else None,
-            "resume_adapter_file": moved(job.resume_adapter_file) if job.resume_adapter_file else None,
-            "data": {split: file.model_copy(update={"path": moved(file.path)}) for split, file in job.data.items()},
-        }
-    )

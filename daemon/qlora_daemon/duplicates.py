@@ -36,9 +36,13 @@ def refused(claim: Claim, same: JobRecord) -> DuplicateJob:
         )
     path = claim.submitted_as if claim.kind in ("request", "letter") else claim.dropped
     other = "give it a `name` of its own" if claim.kind == "folder" else "change it (a `name` of its own is enough)"
+    if same.group is None:
+        what, follow = f"the same job as {same.id}, which is {same.state}", f"qlora logs -f {same.id}"
+    else:
+        what, follow = f"the same sweep as {same.group}, not all of which has ended", f"qlora show {same.group}"
     return DuplicateJob(
-        f"{claim.name} is the same job as {same.id}, which is {same.state}: job file and data are equal.",
+        f"{claim.name} is {what}: job file and data are equal.",
         where=claim.name,
-        remedy=f"Follow that one with `qlora logs -f {same.id}`. To train it a second time {other}, "
+        remedy=f"Follow that one with `{follow}`. To train it a second time {other}, "
         f"or run: qlora submit --again {shlex.quote(str(path))}",
     )

@@ -152,6 +152,8 @@ class Examiner(threading.Thread):
 
 
 def _message(claim: Claim, verdict: Verdict) -> Examined:
+    if verdict.sweep is not None:
+        return Examined(claim.key, verdict.sweep)
     if verdict.job is not None:
         return Examined(claim.key, verdict.job, verdict.survey)
     what = verdict.what or "It is not a job."

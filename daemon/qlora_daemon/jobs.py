@@ -25,8 +25,9 @@ class JobTable:
     def __init__(self, home: Home, sinks: Iterable[Sink]) -> None:
         self._home, self._sinks = home, list(sinks)
         self._records: dict[str, JobRecord] = {}
-        self._by_request: dict[str, str] = {}
+        self._by_request: dict[str, list[str]] = {}
         self._by_content: dict[str, list[str]] = {}
+        self._by_group: dict[str, list[str]] = {}
         self._unreadable: set[str] = set()
 
     def load(self) -> Iterator[tuple[str, Exception]]:
@@ -63,12 +64,19 @@ class JobTable:
     def drop(self, job_id: str) -> None:
         """Forget a job whose run folder is gone."""
         record = self._records.pop(job_id)
+        for index, key in self._indices(record):
+            index[key].remove(job_id)
+            if not index[key]:
+                del index[key]
+
+    def _indices(self, record: JobRecord) -> Iterator[tuple[dict[str, list[str]], str]]:
+        """Where a record can be found beside its id, and under which key."""
         if record.request is not None:
-            self._by_request.pop(record.request, None)
+            yield self._by_request, submission_of(record.request)
         if record.content is not None:
-            self._by_content[record.content].remove(job_id)
-            if not self._by_content[record.content]:
-                del self._by_content[record.content]
+            yield self._by_content, record.content
+        if record.group is not None:
+            yield self._by_group, record.group
 
     @property
     def unreadable(self) -> frozenset[str]:
@@ -77,20 +85,24 @@ class JobTable:
 
     def add(self, record: JobRecord) -> None:
         """Take a record that is on disk into the table."""
+        known = record.id in self._records
         self._records[record.id] = record
-        if record.request is not None:
-            self._by_request[record.request] = record.id
-        if record.content is not None:
-            self._by_content.setdefault(record.content, []).append(record.id)
+        if not known:
+            for index, key in self._indices(record):
+                index.setdefault(key, []).append(record.id)
 
     def get(self, job_id: str) -> JobRecord | None:
         """The record of a job."""
         return self._records.get(job_id)
 
     def of_request(self, key: str) -> JobRecord | None:
-        """The job that a submission with this key became."""
-        job_id = self._by_request.get(key)
-        return self._records.get(job_id) if job_id else None
+        """The job that a submission with this key became; of a sweep any one."""
+        found = self._by_request.get(key)
+        return self._records[found[0]] if found else None
+
+    def of_group(self, group: str) -> list[JobRecord]:
+        """The jobs of a sweep that are there."""
+        return [self._records[job_id] for job_id in self._by_group.get(group, ())]
 
     def unfinished_like(self, content: str) -> JobRecord | None:
         """The newest job of this content that has not ended; see `duplicates.content_of`."""
@@ -152,6 +164,16 @@ class JobTable:
         if record.attempt:
             bound["attempt"] = record.attempt
         return EventLog([_appending_to(self.run(record.id)), *self._sinks], **bound)
+
+
+def member_key(submission: str, number: int) -> str:
+    """The key of one job of a sweep, from that of the submission."""
+    return f"{submission}/{number}"
+
+
+def submission_of(key: str) -> str:
+    """The key of the submission that a job came from."""
+    return key.partition("/")[0]
 
 
 def _appending_to(run: RunFolder) -> Sink:

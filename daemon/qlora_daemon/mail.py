@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from qlora_daemon.settling import Found
 from qlora_daemon.surroundings import Reading
 from qlora_engine.job.errors import QloradError
+from qlora_engine.job.members import ResolvedSweep
 from qlora_engine.job.resolved import AnyResolved
 from qlora_engine.job.survey import Survey
 from qlora_worker.queue import Received
@@ -40,7 +41,7 @@ class Examined:
     """The examiner's verdict on a claim, and what it found out about a job that it accepts."""
 
     key: str
-    verdict: AnyResolved | QloradError
+    verdict: AnyResolved | ResolvedSweep | QloradError
     survey: Survey | None = None
 
 

@@ -105,6 +105,7 @@ class Orders:
             fresh = _asked(record, request) | {
                 "crashes": 0, "stalls": {}, "reboots": 0, "retried": 0, "ran": 0.0, "rests_until": None, "ended": None,
                 "cancel_requested": False, "after_stop": State.QUEUED, "stop_reason": "",
+                "stop_worse_than": None, "outdone_by": None,  # a person wants to see how it goes on
             }  # fmt: skip
             self._let_go_on(record, "tried again on request", fresh)
 

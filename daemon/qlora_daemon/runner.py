@@ -16,13 +16,15 @@ import psutil
 from qlora_daemon.dispatcher import Stop
 from qlora_daemon.jobs import JobTable
 from qlora_daemon.outcome import Evidence, Move, after_exit
+from qlora_daemon.rivals import Rivals
 from qlora_daemon.watch import RunWatch
 from qlora_engine.job import lock
 from qlora_engine.job.events import Event, Sink
 from qlora_engine.job.exits import ExitRecord
 from qlora_engine.job.folder import JOB_ID, Home, RunFolder
 from qlora_engine.job.record import JobRecord, utc_now
-from qlora_engine.job.states import State
+from qlora_engine.job.states import ACTIVE, State
+from qlora_engine.job.validations import Outdone
 from qlora_engine.job.vocabulary import EVENTS
 from qlora_worker.queue import TROUBLE, JobQueue
 
@@ -46,6 +48,7 @@ class Active:
     failure: Event | None = None
     finished: bool = False
     rung: Event | None = None  # while it may be what ends it
+    outdone: Outdone | None = None  # the validation for which it is ended
     no_trace_since: float | None = None
     in_redis_alone: int = 0  # looks; counted, for a machine that sleeps makes seconds of nights
     looked: float = 0.0
@@ -78,6 +81,7 @@ class Runner:
         self._boot = boot
         self._jobs, self._queue, self._gpu_lock = jobs, queue, gpu_lock
         self._cancel_seconds, self._relay = cancel_seconds, relay
+        self._rivals = Rivals(jobs)
         self._active: Active | None = None
         self._rests: dict[str, float] = {}  # until when, monotonic: the clock may be set meanwhile
 
@@ -111,6 +115,7 @@ class Runner:
             watch = RunWatch(self._jobs.run(record.id), record.attempt, from_start=True)
             active = Active(record.id, record.attempt, watch, worker=None)
             self._read_events(active, relay=False)
+            self._end_if_outdone(active)
             if adopted is None and self._holder_is(active):
                 adopted = active
                 active.stop_rungs = _rungs(time.monotonic() + ORPHAN_SECONDS, ORPHAN_SECONDS)
@@ -152,6 +157,8 @@ class Runner:
             return
         self._read_events(active, relay=True)
         self._read_progress(active, now)
+        if self._end_if_outdone(active):
+            self._ask_to_stop(active)
         self._climb(active, now)
         if self._jobs.run(active.job).exit(active.attempt).exists():
             if not self._holder_is(active):
@@ -190,6 +197,8 @@ class Runner:
                 self._jobs.note(active.job, store=False, steps=int(event.get("steps") or 0))
             case "training.failed" | "fuse.failed":
                 active.failure = event
+            case "validation":
+                active.outdone = active.outdone or self._rivals.judge(record, event)
             case "ladder.rung":
                 active.rung = event
             case "phase.started" | "training.stopping":  # after a rung it trained on, or was asked to stop
@@ -267,14 +276,37 @@ class Runner:
         active, record = self._active, self._jobs.get(stop.job)
         if active is None or record is None or active.job != stop.job:
             return
+        if self._note_stop(record, stop, **changes):
+            self._ask_to_stop(active)
+
+    def _note_stop(self, record: JobRecord, stop: Stop, **changes: Any) -> bool:
+        """Write down that an active job stops, and where it goes then; false where it was being stopped anyway."""
         changes |= {"after_stop": stop.after_stop, "stop_reason": stop.reason}
         if record.state is State.STOPPING:
             self._jobs.note(record.id, store=True, **changes)
-            return
+            return False
         self._jobs.move(record.id, State.STOPPING, stop.reason, **changes)
+        return True
+
+    def _ask_to_stop(self, active: Active) -> None:
         with contextlib.suppress(*TROUBLE):  # as for one that is cancelled
             self._queue.withdraw(active.job, active.attempt)
         active.stop_rungs = _rungs(time.monotonic(), STOP_SECONDS)
+
+    def _end_if_outdone(self, active: Active) -> bool:
+        """End a job of a sweep that is too much worse than another; true where it must be asked to stop for that.
+
+        What a person has asked for meanwhile, to hold or to cancel it, goes before; what it has finished is finished.
+        """
+        found, record = active.outdone, self._jobs.get(active.job)
+        if found is None or record is None or active.finished or record.state not in ACTIVE:
+            return False
+        if record.cancel_requested or (record.state is State.STOPPING and record.after_stop is not State.QUEUED):
+            return False
+        reason = found.reason(self._rivals.name_of(found.by))
+        stops = self._note_stop(record, Stop(record.id, reason, State.CANCELLED), outdone_by=found.by)
+        self._jobs.log(record).emit("job.outdone", step=found.step, loss=found.loss, best=found.best, by=found.by)
+        return stops
 
     def skip(self, *, on_the_wall: float, running: float) -> None:
         """Count time as not spent in training, nor as given for a checkpoint: nothing ran meanwhile.
@@ -337,6 +369,7 @@ class Runner:
         """Decide what becomes of the job. Nothing of the attempt is left that could write into its run."""
         run = self._jobs.run(active.job)
         self._read_events(active, relay=True)
+        self._end_if_outdone(active)
         record = self._jobs.get(active.job)
         if record is None or not run.path.exists():  # somebody removed it, or its disk is away
             self._active = None
@@ -376,6 +409,8 @@ class Runner:
             "running_since": None,
             "rests_until": None,
         }
+        if move.target is not State.CANCELLED:
+            ended["outdone_by"] = None  # it came to its end before it could be stopped
         if record.running_since is not None and over is not None:
             ended["ran"] = record.ran + max(0.0, (over - record.running_since).total_seconds())
         if move.again is not None:

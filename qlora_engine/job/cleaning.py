@@ -61,8 +61,9 @@ def why_it_stays(job: JobRecord, part: Part, named: Mapping[str, str]) -> str | 
     """Why nothing of a job may go, for a person; None if it may."""
     if not job.is_final:
         return f"it is {job.state}"
-    if job.id in named:
-        return f"{named[job.id]} needs it"
+    for known in (job.id, job.group):  # what was dropped for a sweep lies under the sweep's id
+        if known is not None and known in named:
+            return f"{named[known]} needs it"
     if part is Part.CHECKPOINTS and job.state is not State.DONE:
         how = "failed" if job.state is State.FAILED else "was cancelled"
         return f"it {how}, and `qlora retry` would go on from them"
@@ -79,7 +80,8 @@ def named_by_others(home: Home, jobs: Iterable[JobRecord], unreadable: Iterable[
     for job in jobs:
         if not job.is_final:
             for other in (*job.after, *_ids_in(home.run(job.id), ("spec.json",))):
-                found.setdefault(other, job.id)
+                if other != job.group:  # its own data, which goes with the last job of its sweep
+                    found.setdefault(other, job.id)
     for name in unreadable:
         for other in _ids_in(home.run(name), ("spec.json", "state.json")):
             found.setdefault(other, name)

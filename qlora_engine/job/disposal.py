@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,12 +48,16 @@ def dispose(
     """
     named = named_by_others(home, jobs.values(), unreadable)
     disposed = Disposed()
+    left = Counter(job.group for job in jobs.values() if job.group is not None)
     try:
-        for job in (jobs[job_id] for job_id in wanted if job_id in jobs):
+        for job in (jobs[job_id] for job_id in dict.fromkeys(wanted) if job_id in jobs):
             if (why := why_it_stays(job, part, named)) is not None:
                 disposed.kept[job.id] = why
             else:
-                _set_aside(home, job.id, part)
+                if part is Part.RUN and job.group is not None:
+                    left[job.group] -= 1
+                shared = job.group is not None and left[job.group] > 0
+                _set_aside(home, job.id, part, dropped=None if shared else job.submitted_as)
                 disposed.gone.append(job.id)
     finally:
         for folder in (home.runs, home.accepted):
@@ -60,13 +65,18 @@ def dispose(
     return disposed
 
 
-def _set_aside(home: Home, job_id: str, part: Part) -> None:
-    """The run folder goes first: a kill in between leaves a dropped file without its job, which `orphans` finds."""
+def _set_aside(home: Home, job_id: str, part: Part, *, dropped: str | None) -> None:
+    """The run folder goes first: a kill in between leaves a dropped file without its job, which `orphans` finds.
+
+    Args:
+        dropped: the name of what was dropped, if no other job of a sweep needs it.
+    """
     if part is Part.CHECKPOINTS:
         set_aside(home.run(job_id).checkpoints, home.runs / f"{job_id}.checkpoints")
     else:
         set_aside(home.run(job_id).path)
-        set_aside(home.accepted / job_id)
+        if dropped is not None:
+            set_aside(home.accepted / dropped)
 
 
 def set_aside(path: Path, called: Path | None = None) -> None:
@@ -90,12 +100,23 @@ def leftovers(home: Home) -> Iterator[Path]:
             yield from (entry for entry in folder.iterdir() if entry.name.startswith(REMOVED))
 
 
-def orphans(home: Home) -> list[Path]:
-    """What was dropped for jobs whose run folders are gone, since somebody deleted them say."""
+def orphans(home: Home, jobs: Iterable[JobRecord], unreadable: Collection[str] = ()) -> list[Path]:
+    """What was dropped for jobs whose run folders are gone, since somebody deleted them say.
+
+    Args:
+        home: where it lies.
+        jobs: all that can be read, which name their sweeps.
+        unreadable: run folders whose record cannot be read, and that may be of any sweep.
+    """
     if not home.accepted.is_dir() or not home.runs.is_dir():
         return []
     dropped = (entry for entry in home.accepted.iterdir() if JOB_ID.fullmatch(entry.name))
-    return sorted(entry for entry in dropped if not home.run(entry.name).path.exists())
+    groups = {job.group for job in jobs}
+    return sorted(
+        entry for entry in dropped
+        if not home.run(entry.name).path.exists() and entry.name not in groups
+        and not any(name.startswith(entry.name) for name in unreadable)
+    )  # fmt: skip
 
 
 def delete(path: Path) -> None:

@@ -12,8 +12,9 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,9 +23,10 @@ from qlora_engine.job.errors import DataRejected, JobRejected, ModelRejected, Ql
 from qlora_engine.job.folder import Home
 from qlora_engine.job.fuse_spec import is_fusing
 from qlora_engine.job.jobfile import JobText, parse, read_job_file
+from qlora_engine.job.members import Member, ResolvedSweep, drafts, saying_which, sweep_of
 from qlora_engine.job.models import resolve
 from qlora_engine.job.overrides import applied
-from qlora_engine.job.resolved import AnyResolved, ResolvedFuse, ResolvedJob
+from qlora_engine.job.resolved import AnyResolved, ResolvedJob
 from qlora_engine.job.services import check_installed
 from qlora_engine.job.spec import JobSpec, validate
 from qlora_engine.job.survey import Survey
@@ -46,16 +48,27 @@ class ExamineRequest(BaseModel):
 
 
 class Verdict(BaseModel):
-    """The outcome: a resolved job, or what is wrong with it; with what a survey found out beside."""
+    """The outcome: a resolved job with what a survey found out, the jobs of a sweep, or what is wrong."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     job: AnyResolved | None = None
     survey: Survey | None = None
+    sweep: ResolvedSweep | None = None
     exit_code: int = 0
     what: str | None = None
     where: str | None = None
     remedy: str | None = None
+
+    @property
+    def accepts(self) -> bool:
+        """Nothing is wrong."""
+        return self.job is not None or self.sweep is not None
+
+    @classmethod
+    def of(cls, found: AnyResolved | ResolvedSweep, survey: Survey | None = None) -> Self:
+        """What was asked for, examined; of a sweep each job has its own survey."""
+        return cls(sweep=found) if isinstance(found, ResolvedSweep) else cls(job=found, survey=survey)
 
     @classmethod
     def against(cls, error: QloradError) -> Self:
@@ -66,12 +79,43 @@ class Verdict(BaseModel):
 M = TypeVar("M", ExamineRequest, Verdict)
 
 
-def examine_request(request: ExamineRequest) -> AnyResolved:
-    """`examine` as a request asks for it."""
+class _Where(TypedDict):
+    home: Path
+    base: Path | None
+    shown_as: str
+
+
+def examine_request(request: ExamineRequest) -> AnyResolved | ResolvedSweep:
+    """`examine` as a request asks for it, of whichever kind the job is."""
     base = Path(request.base) if request.base else None
     job_file = Path(request.job_file)
     text = read_job_file(job_file)[1] if request.text is None else parse(request.text, job_file.name)
-    return resolved(applied(text, request.overrides), home=Path(request.home), base=base, shown_as=request.shown_as)
+    text = applied(text, request.overrides)
+    if is_fusing(text.values):
+        return examine_fuse.resolved(text, Home(Path(request.home)))
+    where: _Where = {"home": Path(request.home), "base": base, "shown_as": request.shown_as}
+    if (sweep := sweep_of(text)) is None:
+        return resolved(text, **where)
+    members = []
+    model_at = cache(partial(find_model, home=where["home"], base=base))  # the hub is asked once
+    for draft in drafts(text, sweep):
+        with saying_which(draft.settings):
+            job = resolved(draft.text, **where, model_at=model_at)
+            if sweep.stop_worse_than is not None:
+                _check_comparable(job)
+        members.append(Member(settings=draft.settings, job=job))
+    return ResolvedSweep(members=tuple(members), stop_worse_than=sweep.stop_worse_than)
+
+
+def _check_comparable(job: ResolvedJob) -> None:
+    """Raise `JobRejected` unless it has validation losses, which `stop_worse_than` compares."""
+    if job.spec.val_batches == 0 or (job.data and "valid" not in job.data):
+        why = "`val_batches` is 0" if job.spec.val_batches == 0 else f"{job.spec.data} holds no valid.jsonl"
+        raise JobRejected(
+            f"`sweep.stop_worse_than` compares validation losses, but {why}.",
+            where="sweep.stop_worse_than",
+            remedy="Remove it, or give the jobs validation data.",
+        )
 
 
 def examine(job_file: Path, *, home: Path, base: Path | None, shown_as: str | None = None) -> ResolvedJob:
@@ -87,24 +131,28 @@ def examine(job_file: Path, *, home: Path, base: Path | None, shown_as: str | No
         JobRejected: (or a subclass) with what is wrong, where, and the remedy.
     """
     _, text = read_job_file(job_file)
-    job = resolved(text, home=home, base=base, shown_as=shown_as or job_file.name)
-    if isinstance(job, ResolvedFuse):
+    if is_fusing(text.values):
         raise JobRejected(
             "This job fuses what another has learned; nothing is trained.",
             where=shown_as or job_file.name,
             remedy=f"Submit it to the daemon: qlora submit {shown_as or job_file.name}",
         )
-    return job
+    return resolved(text, home=home, base=base, shown_as=shown_as or job_file.name)
 
 
-def resolved(text: JobText, *, home: Path, base: Path | None, shown_as: str) -> AnyResolved:
-    """A resolved job of either kind, from a job file that has been parsed. Raises as `examine` does."""
-    if is_fusing(text.values):
-        return examine_fuse.resolved(text, Home(home))
+def resolved(
+    text: JobText,
+    *,
+    home: Path,
+    base: Path | None,
+    shown_as: str,
+    model_at: Callable[[str], Path | None] | None = None,
+) -> ResolvedJob:
+    """`examine` for a job file that has been parsed; `model_at` finds models in place of `find_model`."""
     spec = validate(text)
     check_installed(spec)
     check_targets(spec.notify, Home(home).targets)
-    model_path = find_model(spec.model, home=home, base=base)
+    model_path = model_at(spec.model) if model_at is not None else find_model(spec.model, home=home, base=base)
     return ResolvedJob(
         spec=spec,
         model_path=str(model_path) if model_path else None,
@@ -296,7 +344,7 @@ def read_line(kind: type[M], line: bytes) -> M:
 def verdict_on(request: ExamineRequest) -> Verdict:
     """The answer to a request."""
     try:
-        return Verdict(job=examine_request(request))
+        return Verdict.of(examine_request(request))
     except QloradError as error:
         return Verdict.against(error)
 

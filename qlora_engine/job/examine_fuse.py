@@ -47,7 +47,13 @@ def _source(spec: FuseSpec, home: Home) -> JobRecord:
             where="fuse",
             remedy=f"Name the job that trained; its id is under `source` in {home.run(found[0].id).spec}.",
         )
-    (job_id,) = naming.resolve("fuse", [spec.fuse], training)
+    job_id, *more = naming.resolve("fuse", [spec.fuse], training)
+    if more:
+        raise JobRejected(
+            f"`fuse` names {spec.fuse!r:.90}, a sweep of {1 + len(more)} jobs.",
+            where="fuse",
+            remedy="Name one of them: `qlora show` of the sweep shows them, the best first.",
+        )
     return next(record for record in training if record.id == job_id)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -12,6 +13,9 @@ from pathlib import Path
 
 NAME_AT = len("20261122-143501-")  # where the job's name begins in its id
 JOB_ID = re.compile(r"\d{8}-\d{6}-[a-z0-9][a-z0-9-]{0,63}")
+_LONGEST_ID = 80  # characters, as above
+GROUP_NAME = 30  # characters of a sweep's name in its id, which leaves room for what its jobs have of their own
+APPEARING = ".group-"
 
 
 @dataclass(frozen=True)
@@ -208,23 +212,46 @@ class RunFolder:
         return next((path for path in found if path.exists()), None)
 
 
-def new_job_id(name: str, now: datetime, taken: Path) -> str:
+def new_job_id(name: str, now: datetime, taken: Path, also: Callable[[str], bool] = lambda _: False) -> str:
     """An id that sorts by time and can be read: `20261122-143501-sql-assistant`.
 
     Args:
         name: what the job calls itself; reduced to lower-case letters, digits and hyphens.
         now: the time of acceptance.
         taken: the folder of runs; an id that exists there, or is being made, gets a random suffix.
+        also: whether an id is taken that is no run folder.
     """
     job_id = f"{now:%Y%m%d-%H%M%S}-{slug(name)}"
-    while (taken / job_id).exists() or unfinished_run(taken, job_id).exists():
+    while (taken / job_id).exists() or unfinished_run(taken, job_id).exists() or also(job_id):
         job_id = f"{now:%Y%m%d-%H%M%S}-{slug(name)[:56]}-{secrets.token_hex(3)}"
     return job_id
 
 
+def member_ids(group: str, labels: Sequence[str]) -> list[str]:
+    """The ids of a sweep's jobs: its own id, and what each has of its own: `…-sql-sweep-learning-rate-1e-4-rank-8`.
+
+    Args:
+        group: of the sweep, from a name of at most `GROUP_NAME` characters.
+        labels: of the jobs; two that are the same once reduced get their numbers.
+    """
+    found: list[str] = []
+    for number, label in enumerate(labels, 1):
+        job_id = f"{group}-{slug(label)}"[:_LONGEST_ID].rstrip("-")
+        if job_id in found:
+            end = f"-{number}"
+            job_id = f"{job_id[: _LONGEST_ID - len(end)]}{end}"
+        found.append(job_id)
+    return found
+
+
 def unfinished_run(runs: Path, job_id: str) -> Path:
-    """Where a run folder is made, before it appears under its own name."""
+    """Where a run folder, or those of a sweep, are made, before they appear under their own names."""
     return runs / f".tmp-{job_id}"
+
+
+def appearing_group(runs: Path, group: str) -> Path:
+    """The run folders of a sweep that is accepted, until each has moved to its place beside this."""
+    return runs / f"{APPEARING}{group}"
 
 
 def slug(name: str) -> str:

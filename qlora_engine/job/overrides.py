@@ -12,6 +12,7 @@ from qlora_engine.job.jobfile import JobText, parse
 MOST = 100  # of one submission
 LONGEST = 10_000  # characters
 DEEPEST = 3  # parts of a key, as deep as a job file goes
+SET = "--set "  # how a place begins that is no line of a file
 
 
 def applied(job: JobText, overrides: Sequence[str]) -> JobText:
@@ -29,20 +30,27 @@ def applied(job: JobText, overrides: Sequence[str]) -> JobText:
         raise JobRejected(
             f"{len(overrides)} values are set; at most {MOST} can be.", remedy="Put them in the job file."
         )
-    values, places = job.values, dict(job.places)
     for text in overrides:
         keys, value = parsed(text)
-        values = _with(values, keys, value, text)
-        places = {place: where for place, where in places.items() if place[: len(keys)] != keys}
-        places[keys] = f"--set {text:.80}"
-    return replace(job, values=values, places=places)
+        job = with_value(job, keys, value, f"{SET}{text:.80}")
+    return job
+
+
+def with_value(job: JobText, keys: tuple[str, ...], value: Any, where: str) -> JobText:
+    """A job file's content with one other value, which is said to stand at `where`.
+
+    Raises:
+        JobRejected: its section is none.
+    """
+    places = {place: known for place, known in job.places.items() if place[: len(keys)] != keys}
+    return replace(job, values=_with(job.values, keys, value, where), places=places | {keys: where})
 
 
 def parsed(text: str) -> tuple[tuple[str, ...], Any]:
     """The key, in parts, and the value of one override. Raises `JobRejected`."""
     name, equals, value = text.partition("=")
     keys = tuple(part.strip() for part in name.split("."))
-    shown = f"--set {text:.80}"
+    shown = f"{SET}{text:.80}"
     if not equals or not all(keys) or len(keys) > DEEPEST or len(text) > LONGEST:
         raise JobRejected(
             f"`{text:.80}` does not say which key has which value.",
@@ -60,7 +68,7 @@ def parsed(text: str) -> tuple[tuple[str, ...], Any]:
     return keys, read
 
 
-def _with(values: dict[str, Any], keys: tuple[str, ...], value: Any, text: str) -> dict[str, Any]:
+def _with(values: dict[str, Any], keys: tuple[str, ...], value: Any, where: str) -> dict[str, Any]:
     first, *rest = keys
     if not rest:
         return values | {first: value}
@@ -68,7 +76,7 @@ def _with(values: dict[str, Any], keys: tuple[str, ...], value: Any, text: str) 
     if section is not None and not isinstance(section, dict):
         raise JobRejected(
             f"`{first}` is {section!r:.40} in the job file, so it has no `{rest[0]}`.",
-            where=f"--set {text:.80}",
+            where=where,
             remedy=f"Set `{first}` itself.",
         )
-    return values | {first: _with(section or {}, tuple(rest), value, text)}
+    return values | {first: _with(section or {}, tuple(rest), value, where)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -61,6 +62,12 @@ class JobRecord(BaseModel):
     cancel_requested: bool = False
     request: str | None = Field(default=None, description="idempotency key of the submission")
     content: str | None = Field(default=None, description="digest of the job file and its data, to know it again by")
+    group: str | None = Field(default=None, description="id of the sweep that it is a part of")
+    settings: dict[str, Any] = Field(default={}, description="what it has of its own in its sweep, by dotted key")
+    stop_worse_than: float | None = Field(
+        default=None, description="it is ended when its validation loss is by this share above that of another"
+    )
+    outdone_by: str | None = Field(default=None, description="the job of its sweep that it was ended for")
 
     @classmethod
     def new(
@@ -86,6 +93,11 @@ class JobRecord(BaseModel):
             request=request,
             content=content,
         )
+
+    @property
+    def submitted_as(self) -> str:
+        """The id that its submission was answered with: its own, or its sweep's."""
+        return self.group or self.id
 
     @property
     def is_final(self) -> bool:
@@ -128,3 +140,10 @@ class JobRecord(BaseModel):
     def load_with_format(cls, path: Path) -> tuple[Self, int]:
         """`load`, and the format that the file has, which may be older than the record's. Raises as `load` does."""
         return stored.parse(cls, path.read_bytes(), RECORD, path)
+
+
+def is_one_sweep(part: str, found: Sequence[JobRecord]) -> bool:
+    """Whether the jobs whose ids contain this text are those of one sweep, which it names."""
+    groups = {record.group for record in found}
+    group = next(iter(groups), None)
+    return len(groups) == 1 and group is not None and part.lower() in group

@@ -59,6 +59,7 @@ class ResolvedFuse(_Resolved):
     model: str
 
 
+AnySpec = JobSpec | FuseSpec
 AnyResolved = ResolvedJob | ResolvedFuse
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.jobfile import JobText
+from qlora_engine.job.sweep import Sweep
 from qlora_engine.job.when import seconds_of
 from qlora_engine.job.wishes import Section, Text, Wishes, read_value, shown
 
@@ -186,6 +187,9 @@ class JobSpec(Wishes):
     report_to: Text | list[Text] | None = Field(
         default=None, description="wandb, swanlab, tensorboard, trackio; several with commas, as in mlx_lm"
     )
+    sweep: Sweep | None = Field(
+        default=None, exclude=True, description="lists of values that make this file a group of jobs"
+    )  # of the file alone: a job that came of it has its own values and nothing of this
 
     @field_validator("max_runtime", mode="before")
     @classmethod
@@ -260,7 +264,8 @@ def validate(job: JobText) -> JobSpec:
     """Turn the content of a job file into a `JobSpec`.
 
     Raises:
-        JobRejected: an unknown key (with the nearest known one), a wrong type or value (with its line).
+        JobRejected: an unknown key (with the nearest known one), a wrong type or value (with its line), or the file
+            is a sweep of several.
     """
     return validated(JobSpec, job)
 
@@ -270,14 +275,26 @@ def validated(kind: type[W], job: JobText) -> W:
     # A key without a value means its default, as in mlx_lm.
     values = {key: value for key, value in job.values.items() if value is not None}
     try:
-        return kind.model_validate(values, context=AS_WRITTEN)
+        spec = kind.model_validate(values, context=AS_WRITTEN)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        first, *others = [_describe(problem, job, kind) for problem in problems]
-        what, where, remedy = first
-        if others:
-            what += "".join(f"\n  also:   {text} ({place})" for text, place, _ in others[:9])
-        raise JobRejected(what, where=where, remedy=remedy) from None
+        raise rejected(error, job, kind) from None
+    if isinstance(spec, JobSpec) and spec.sweep is not None:
+        raise JobRejected(
+            f"{job.name} is a sweep of several jobs, and here one is expected.",
+            where=job.where(("sweep",)),
+            remedy="Submit it, and the daemon makes its jobs: `qlora submit`. For one job remove `sweep`.",
+        )
+    return spec
+
+
+def rejected(error: ValidationError, job: JobText, kind: type[Wishes] | None = None) -> JobRejected:
+    """The error for a job file whose content does not validate: the first problem, and others after it."""
+    problems = error.errors(include_url=False)
+    first, *others = [_describe(problem, job, kind or JobSpec) for problem in problems]
+    what, where, remedy = first
+    if others:
+        what += "".join(f"\n  also:   {text} ({place})" for text, place, _ in others[:9])
+    return JobRejected(what, where=where, remedy=remedy)
 
 
 def _describe(problem: Any, job: JobText, kind: type[Wishes]) -> tuple[str, str, str]:
@@ -293,7 +310,8 @@ def _describe(problem: Any, job: JobText, kind: type[Wishes]) -> tuple[str, str,
             remedy = "Correct it." if keys else "Remove one of the two."
             return f"{problem['ctx']['error']}.", where, remedy
         case "missing":
-            return f"`{dotted}` is missing.", where, "Add it."
+            lists = "List values by key, for example `learning_rate: [1e-5, 1e-4]`."
+            return f"`{dotted}` is missing.", where, lists if keys == ("sweep", "grid") else "Add it."
     if keys == ("trust_remote_code",):
         return (
             "`trust_remote_code` is refused from a job file: it would run code that came with the model.",
@@ -303,7 +321,7 @@ def _describe(problem: Any, job: JobText, kind: type[Wishes]) -> tuple[str, str,
     if keys == ("train",):
         return "`train: false` leaves nothing to do.", where, "Remove it: a job trains."
     given = problem.get("input")
-    expected = re.sub("^(Input|String|List) ", "", problem["msg"]).removesuffix(".")
+    expected = re.sub("^(Input|String|List|Value) ", "", problem["msg"]).removesuffix(".")
     hint = ""
     if isinstance(given, str) and any(word in expected for word in ("integer", "number")):
         hint = " Write it without quotes or units, for example `1e-5` or `200`."
@@ -320,6 +338,7 @@ def _nearest(keys: tuple[str, ...], kind: type[Wishes]) -> str:
         "lr_schedule": LrSchedule,
         "memory": Memory,
         "early_stopping": EarlyStopping,
+        "sweep": Sweep,
     }
     section = sections.get(keys[0], kind) if len(keys) > 1 else kind
     known = [*section.model_fields]

@@ -96,14 +96,23 @@ def standing(job: JobRecord, find: Callable[[str], JobRecord | None]) -> Standin
     for job_id, other in others:
         if other is None:
             return Standing(State.HELD, f"{job_id}, which it waits for, is gone · `qlora release` lets it go on")
-        if other.state in (State.FAILED, State.CANCELLED):
+        if other.state in (State.FAILED, State.CANCELLED) and not _was_outdone(other):
             how = "failed" if other.state is State.FAILED else "was cancelled"
             return Standing(State.HELD, f"{job_id}, which it waits for, {how} · `qlora release` lets it go on")
-    waits_for = [job_id for job_id, other in others if other is not None and other.state is not State.DONE]
+    waits_for = [
+        job_id
+        for job_id, other in others
+        if other is not None and not (other.state is State.DONE or _was_outdone(other))
+    ]
     if waits_for:
         more = f" and {len(waits_for) - 1} more" if len(waits_for) > 1 else ""
         return Standing(State.BLOCKED, f"waits for {waits_for[0]}{more}")
     return Standing(State.QUEUED)
+
+
+def _was_outdone(job: JobRecord) -> bool:
+    """It was ended since another job of its sweep is better, which is how a sweep may go."""
+    return job.state is State.CANCELLED and job.outdone_by is not None
 
 
 def why_it_waits(

@@ -128,7 +128,12 @@ EVENTS: dict[str, EventType] = {
     # a job
     "job.accepted": EventType(
         "The job is on disk and will not be lost.",
-        {"name": "of the job", "model": "as the job names it", "source": "the dropped file, or the client's request"},
+        {
+            "name": "of the job",
+            "model": "as the job names it",
+            "source": "the dropped file, or the client's request",
+            "group": "id of the sweep that it is a part of, or None",
+        },
     ),
     "job.examined": EventType(
         "What examining the job's data and model has shown.",
@@ -155,6 +160,15 @@ EVENTS: dict[str, EventType] = {
             "code": "exit code, None for a signal or unknown",
             "signal": "name of the signal that ended it, or None",
             "outcome": "done, stopped, stalled, out_of_memory, failed, crashed or lost",
+        },
+    ),
+    "job.outdone": EventType(
+        "A validation of a job is so much worse than what another of its sweep had by then that it is ended.",
+        {
+            "step": "micro-batches done",
+            "loss": "on the validation rows, nats",
+            "best": "the lowest that another had at this or an earlier step, nats",
+            "by": "the other's id",
         },
     ),
     "job.cleaned": EventType(

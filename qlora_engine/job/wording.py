@@ -177,6 +177,11 @@ def _job(event: Event) -> str | None:  # noqa: PLR0911  # one case a kind of eve
             return _examined(event)
         case "job.state":
             return f"{_text(event, 'from')} → {_text(event, 'to')}{_have(event, 'reason', ': {}')}"
+        case "job.outdone":
+            return (
+                f"validation loss {_loss(event)} at step {_text(event, 'step')} is too far above the "
+                f"{_fixed(event, 'best', 3)} of {_text(event, 'by')}; it is ended"
+            )
         case "job.exited":
             how = _text(event, "signal") if event.get("signal") else f"code {_text(event, 'code')}"
             return f"training process ended: {_text(event, 'outcome')} ({how})"

@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -23,6 +24,7 @@ from mlx_lm.utils import load_tokenizer
 from qlora_engine.job.errors import DataRejected, ModelRejected, QloradError
 from qlora_engine.job.examine import ExamineRequest, Verdict, answer_requests, examine_request
 from qlora_engine.job.folder import Home
+from qlora_engine.job.members import ResolvedSweep, saying_which
 from qlora_engine.job.preflight.backends import Name
 from qlora_engine.job.preflight.batch import GRID, Batch
 from qlora_engine.job.preflight.duration import SPEED_KEYS, Speed, Work, operations, speed_of_earlier, steps_of
@@ -49,6 +51,7 @@ T = TypeVar("T")
 USABLE = 0.9  # of the machine's memory, where nothing else sets a limit
 REMEMBERED = 8  # results of a kind
 LOOK_SECONDS = 60.0  # at the rows of a file; what is left is estimated
+SWEEP_SECONDS = 300.0  # at the rows for all jobs of a sweep, should each have its own tokens
 
 
 class KnownBefore:
@@ -59,6 +62,7 @@ class KnownBefore:
         self.tokenizers = Remembered[TokenizerWrapper]()
         self.tallies = Remembered[Tally]()
         self.speeds = Remembered[Speed | None]()
+        self.measured = Remembered[float | None]()
 
 
 class Remembered(Generic[T]):
@@ -131,7 +135,9 @@ def survey(
     alike = f"{model} {machine.backend} {job.spec.model_dump_json(include=set(SPEED_KEYS))}"
     if earlier := known_before.speeds(alike, lambda: speed_of_earlier(job, home, machine.backend)):
         time, source = earlier.seconds(work), earlier.source
-    elif gpu_lock is not None and (speed := measured_speed(shape, batch, gpu_lock)):
+    elif gpu_lock is not None and (
+        speed := known_before.measured(f"{model} {batch}", lambda: measured_speed(shape, batch, gpu_lock))
+    ):
         time, source = operations(job.spec, shape, work, batch) / speed, "rough, from a short measurement"
     else:
         return _judged(known, judged)
@@ -275,20 +281,34 @@ def verdict_on(
 ) -> Verdict:
     """The answer to a request."""
     try:
-        job = examine_request(request)
+        found = examine_request(request)
         lock, home = Path(request.measure) if request.measure else None, Home(Path(request.home))
         settings = settings or EngineSettings.read()
         known_before = known_before or KnownBefore()
-        if isinstance(job, ResolvedFuse):
-            fused = survey_fuse(job, home, known_before=known_before, memory_share=settings.memory_share)
-            return Verdict(job=job, survey=fused)
+        if isinstance(found, ResolvedFuse):
+            return Verdict.of(
+                found, survey_fuse(found, home, known_before=known_before, memory_share=settings.memory_share)
+            )
         cache = TokenCache.of(home, settings.token_cache_gb) if home.path.is_dir() else None  # looking makes no home
-        found = survey(
-            job, home, cache=cache, gpu_lock=lock, known_before=known_before, memory_share=settings.memory_share
-        )
-        return Verdict(job=job, survey=found)
+        look = partial(
+            survey, home=home, cache=cache, gpu_lock=lock, known_before=known_before,
+            memory_share=settings.memory_share,
+        )  # fmt: skip
+        if isinstance(found, ResolvedJob):
+            return Verdict.of(found, look(found))
+        return Verdict.of(_surveyed(found, look))
     except QloradError as error:
         return Verdict.against(error)
+
+
+def _surveyed(sweep: ResolvedSweep, look: Callable[..., Survey]) -> ResolvedSweep:
+    """A sweep with what was found out about each job. What they have in common is looked at once."""
+    members = []
+    for member in sweep.members:
+        with saying_which(member.settings):
+            found = look(member.job, seconds=min(LOOK_SECONDS, SWEEP_SECONDS / len(sweep.members)))
+        members.append(member.model_copy(update={"survey": found}))
+    return sweep.model_copy(update={"members": tuple(members)})
 
 
 if __name__ == "__main__":

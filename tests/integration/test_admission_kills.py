@@ -25,7 +25,7 @@ from qlora_engine.job.folder import Home
 from qlora_engine.job.states import State
 from qlora_worker import letters
 from qlora_worker.letters import Letter
-from qlora_worker.messages import Submission
+from qlora_worker.messages import Answer, Submission
 from qlora_worker.queue import Received
 from support.service import Daemon
 
@@ -38,7 +38,7 @@ class AtOnce:
     def __init__(self, home: Home) -> None:
         self.home, self.jobs = home, JobTable(home, [])
         assert not list(self.jobs.load())
-        self.answers: list[object] = []
+        self.answers: list[Answer] = []
         self.admission = Admission(
             home, self.jobs, examine=self.examine,
             reply=lambda _received, answer: self.answers.append(answer), log=EventLog([]),
@@ -165,6 +165,38 @@ def test_a_good_job_is_one_job(daemon: Daemon, kind: str) -> None:
         assert Path(data).exists()
 
     assert through_every_kill(home, begin, check) > (5 if kind == "request" else 20)
+
+
+@pytest.mark.parametrize("kind", ["folder", "request"])
+def test_a_sweep_is_all_of_its_jobs_once(daemon: Daemon, kind: str) -> None:
+    """A half of it would be ranked as if it were the whole; a second half beside it would train everything twice."""
+    home, sweep = daemon.home, {"grid": {"lora_parameters": {"rank": [4, 8]}}}
+    submission = Submission(text=daemon.text(name="job", sweep=sweep), name="a.yaml", base=str(home.path))
+
+    def begin() -> None:
+        found = AtOnce(home)
+        found.admission.resume()
+        if kind == "request":
+            found.admission.submit(Received("1-0", KEY, None), submission)
+            return
+        if not list(home.runs.iterdir()) and not list(home.taking.iterdir()) and not (home.jobs / "a.yaml").exists():
+            daemon.drop_folder("a.yaml", name="job", sweep=sweep)
+        found.take("a.yaml")
+
+    def check() -> None:
+        jobs = sorted(daemon.jobs(), key=lambda job: job.created)
+        assert [(job.name, job.state) for job in jobs] == [(f"job rank={rank}", State.QUEUED) for rank in (4, 8)]
+        (group,) = {job.group for job in jobs}
+        assert [path.name for path in home.accepted.iterdir()] == ([] if kind == "request" else [group])
+        for job in jobs:
+            spec = json.loads(home.run(job.id).spec.read_text())
+            assert Path(spec["data"]["train"]["path"]).exists()
+            assert spec["spec"]["lora_parameters"]["rank"] == job.settings["lora_parameters.rank"]
+        again = AtOnce(home)  # whoever asks once more is told of the same
+        again.admission.submit(Received("2-0", str(jobs[0].request).partition("/")[0], None), submission)
+        assert [answer.job for answer in again.answers] == [group]
+
+    assert through_every_kill(home, begin, check) > (15 if kind == "request" else 25)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -21,10 +21,11 @@ from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.examine import ExamineRequest, examine_request
 from qlora_engine.job.folder import Home
-from qlora_engine.job.record import JobRecord
+from qlora_engine.job.record import JobRecord, utc_now
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.states import State
 from qlora_engine.job.together import FEW, sync_folders
+from qlora_engine.job.turn import first_ready
 from qlora_worker.messages import Answer, Submission
 from qlora_worker.queue import Received
 from support.service import ROOT, Daemon
@@ -100,6 +101,13 @@ class Desk:
         submission = Submission(text=text, name="s.yaml", base="/", overrides=overrides)
         self.admission.submit(Received("1-0", key, None), submission)
 
+    def jobs_by_group(self) -> list[list[JobRecord]]:
+        """The jobs by the submission that they came from, the oldest first."""
+        found: dict[str, list[JobRecord]] = {}
+        for job in sorted(self.jobs, key=lambda job: job.created):
+            found.setdefault(job.submitted_as, []).append(job)
+        return list(found.values())
+
     def give_verdicts(self) -> None:
         """On everything at once."""
         for claim in self.claims:
@@ -148,6 +156,52 @@ def test_what_is_set_in_place_of_a_value_makes_another_job(home: Home) -> None:
     seeds = [ResolvedJob.model_validate_json(home.run(job.id).spec.read_bytes()).spec.seed for job in desk.jobs]
     assert sorted(seeds) == [0, 1, 2]
     assert [answer.error for answer in desk.answers if not answer.ok] == ["DuplicateJob"]
+
+
+def test_a_sweep_beside_other_jobs_is_one_answer_and_the_same_one_twice_is_refused(home: Home) -> None:
+    """Its jobs are ordinary ones, and who submits it twice by mistake trains it once."""
+    desk, text = Desk(home), Daemon(home.path).text
+    sweep = text(name="poems", sweep={"grid": {"seed": [1, 2, 3]}})
+    desk.submit(sweep, "0" * 32)
+    desk.submit(text(name="poems seed=1"), "1" * 32)  # its id would be that of the first job of the sweep
+    desk.submit(sweep, "2" * 32)
+    desk.submit(sweep, "3" * 32, "sweep.samples=2")
+    desk.give_verdicts()
+    desk.admission.settle()
+    group, other, again = desk.jobs_by_group()
+    assert [job.settings for job in group] == [{"seed": seed} for seed in (1, 2, 3)]
+    assert [job.name for job in group] == ["poems seed=1", "poems seed=2", "poems seed=3"]
+    assert [job.name for job in other] == ["poems seed=1"]
+    assert len(again) == 2
+    assert {answer.job for answer in desk.answers if answer.ok} == {group[0].group, other[0].id, again[0].group}
+    (refused,) = [answer for answer in desk.answers if not answer.ok]
+    assert f"the same sweep as {group[0].group}" in str(refused.what)
+    assert [job.state for job in desk.jobs] == [State.QUEUED] * 6
+    assert first_ready(desk.jobs, utc_now()) == group[0], "they run in the order in which they are made"
+
+
+def test_a_sweep_whose_folders_the_disk_refuses_half_way_is_whole_in_the_end(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was accepted: what has not appeared yet must, and what has may not appear twice."""
+    desk, rename, moved = Desk(home), Path.rename, []
+
+    def refuse_the_third(path: Path, target: Path) -> Path:
+        moved.append(path)
+        if len(moved) == 3:  # the whole, the first job, and then
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    desk.submit(Daemon(home.path).text(name="poems", sweep={"grid": {"seed": [1, 2, 3]}}), "0" * 32)
+    desk.give_verdicts()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse_the_third)
+        desk.admission.settle()
+    assert len(moved) == 3 + 2, "it went on where it was"
+    assert sorted(job.settings["seed"] for job in desk.jobs) == [1, 2, 3]
+    assert len([path for path in home.runs.iterdir() if not path.name.startswith(".")]) == 3
+    assert not list(home.runs.glob(".*"))
+    assert [answer.ok for answer in desk.answers] == [True]
 
 
 def test_a_job_that_is_to_be_held_is_held_before_anybody_sees_it(home: Home) -> None:

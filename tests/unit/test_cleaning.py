@@ -220,6 +220,34 @@ def test_what_was_dropped_for_a_job_whose_run_was_deleted_by_hand_goes_too(
     assert [path.name for path in home.accepted.iterdir()] == [kept.id]
 
 
+def test_what_was_dropped_for_a_sweep_goes_with_the_last_of_its_jobs(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its jobs share one folder of data, and one that failed may be tried again."""
+    group = "20261122-143501-sweep"
+    data = home.accepted / group
+    data.mkdir()
+    (data / "train.jsonl").write_bytes(os.urandom(9000))
+    trains = {"data": {"train": {"path": str(data / "train.jsonl")}}}
+    jobs = []
+    for rank, state in ((1, State.DONE), (2, State.QUEUED), (3, State.FAILED)):
+        record = make(home, f"sweep-rank-{rank}", state, days=rank, **trains).noting(group=group)
+        record.store(home.run(record.id).state)
+        (home.accepted / record.id / "file").unlink()
+        (home.accepted / record.id).rmdir()
+        jobs.append(record)
+    cleaned(capsys, "--older", "2d")
+    assert names(home) == ["sweep-rank-1", "sweep-rank-2"], "a job that goes on needs no sibling"
+    assert (data / "train.jsonl").exists()
+    jobs[1].noting(state=State.DONE).store(home.run(jobs[1].id).state)
+    uses = make(home, "uses", State.QUEUED, **trains)
+    assert set(cleaned(capsys, "--keep", "0")["kept"]) == {jobs[0].id, jobs[1].id}, "another job has its data there"
+    uses.noting(state=State.DONE, ended=utc_now()).store(home.run(uses.id).state)
+    cleaned(capsys, "--keep", "1")
+    assert names(home) == ["uses"]
+    assert not data.exists()
+
+
 @pytest.mark.parametrize("arguments", [[], ["--checkpoints"], ["--older", "soon"], ["--keep", "-1"]])
 def test_without_saying_what_nothing_goes(home: Home, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     """`qlora clean` alone must not be a way to lose everything."""
@@ -264,7 +292,7 @@ def test_a_kill_between_the_renames_of_one_job_is_put_right(home: Home, monkeypa
     monkeypatch.setattr(disposal, "set_aside", die_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         dispose(home, {job.id: job}, (), [job.id], Part.RUN)
-    assert disposal.orphans(home) == [home.accepted / job.id]
+    assert disposal.orphans(home, []) == [home.accepted / job.id]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 
 from qlora_engine.job import datafiles
 from qlora_engine.job.jobfile import read_job_file
+from qlora_engine.job.members import drafts, sweep_of
 from qlora_engine.job.spec import validate
 from support.service import ROOT
 
@@ -21,7 +22,9 @@ SMALL = [path for path in EXAMPLES if path.name != "sql-assistant"]
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_its_rows_can_be_trained_on_and_it_says_how_to_begin(example: Path) -> None:
     """An example that fails teaches that the program does."""
-    spec = validate(read_job_file(example / "job.yaml")[1])
+    text = read_job_file(example / "job.yaml")[1]
+    sweep = sweep_of(text)
+    spec = validate(drafts(text, sweep)[0].text if sweep is not None else text)
     found = datafiles.check_folder(example / spec.data, spec)
     assert found["train"].rows >= 100
     assert found["valid"].rows >= 20

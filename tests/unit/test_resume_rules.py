@@ -81,7 +81,7 @@ FREE: dict[str, Any] = {
     "test": True,
     "test_batches": 3,
 }
-CONSTANT = {"train", "trust_remote_code"}  # may have one value only
+CONSTANT = {"train", "trust_remote_code", "sweep"}  # may have one value only in a job
 
 
 def job_of(**keys: Any) -> ResolvedJob:

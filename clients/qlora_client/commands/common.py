@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,9 +14,22 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from qlora_client.api import Client
+    from qlora_client.groups import Group
     from qlora_engine.job.folder import Home
+    from qlora_engine.job.record import JobRecord
 
-__all__ = ["AsJson", "JobId", "console", "home", "make_client", "note", "plain_home", "print_json"]
+__all__ = [
+    "AsJson",
+    "JobId",
+    "console",
+    "home",
+    "make_client",
+    "note",
+    "of_group",
+    "plain_home",
+    "print_group_states",
+    "print_json",
+]
 
 # Imported where it is used: rich, redis and pydantic cost more time than `qlora --help` may take.
 # ruff: noqa: PLC0415
@@ -64,3 +78,30 @@ def print_json(value: object) -> None:
     import json
 
     typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def of_group(client: Client, group: Group, ask: Callable[[str], object], applies: Callable[[JobRecord], bool]) -> None:
+    """Ask the daemon for the same of each job of a sweep that it applies to, of those that wait first.
+
+    So none of them starts in the place of one that is stopped.
+    """
+    import contextlib
+
+    from qlora_client.api import JobHasEnded
+    from qlora_engine.job.errors import WrongState
+    from qlora_engine.job.states import ACTIVE
+
+    for record in sorted((one.job for one in group.members), key=lambda job: (job.state in ACTIVE, job.created)):
+        if applies(record):
+            with contextlib.suppress(JobHasEnded, WrongState):  # it has ended meanwhile
+                ask(record.id)
+
+
+def print_group_states(group: Group, *, as_json: bool) -> None:
+    """How the jobs of a sweep stand."""
+    if as_json:
+        from qlora_client.groups import as_json as group_as_json
+
+        print_json(group_as_json(group))
+    else:
+        typer.echo(f"{group.id} {', '.join(f'{count} {state}' for state, count in group.states.items())}")

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qlora_client import completion
-from qlora_client.commands.common import AsJson, JobId, console, make_client, note, plain_home, print_json
+from qlora_client.commands.common import (
+    AsJson,
+    JobId,
+    console,
+    make_client,
+    note,
+    of_group,
+    plain_home,
+    print_group_states,
+    print_json,
+)
 from qlora_client.terminal import has_screen
 from qlora_engine.job.errors import Exit, WrongState
 from qlora_engine.job.states import State
+
+if TYPE_CHECKING:
+    from qlora_client.api import Client
+    from qlora_engine.job.record import JobRecord
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
 # ruff: noqa: PLC0415
@@ -40,7 +54,7 @@ def list_jobs(
     """List jobs, newest first. One in full: `qlora show ID`."""
     from datetime import UTC, datetime
 
-    from qlora_client.listing import overview
+    from qlora_client.listing import in_lines, overview
     from qlora_client.wanted import EVERY, Wanted, moment
 
     if watch and as_json:
@@ -51,13 +65,17 @@ def list_jobs(
 
         watch_jobs(plain_home(), console(), wanted, None if every else LISTED)
         return
-    listing = overview(plain_home(), None if every else LISTED, wanted)
+    together = wanted == EVERY and not as_json  # who asks for some jobs wants to see those
+    listing = overview(plain_home(), None if every else LISTED, wanted, together=together)
     if as_json:
         print_json([job.record for job in listing.jobs])
     elif listing.jobs:
         from qlora_client.views import make_console, print_jobs
 
-        print_jobs(make_console(), listing.jobs)
+        lines = in_lines(listing.jobs) if together else listing.jobs
+        print_jobs(make_console(), lines)
+        if any(line.jobs is not None for line in lines):
+            note("A sweep is one line. Its jobs, the best first: qlora show ID")
     if watch:
         note("The output is no terminal, so this is the list as it is now.")
     if listing.unreadable:
@@ -83,13 +101,23 @@ def _note_fitting(fit: int, total: int, *, every: bool) -> None:
 
 
 def show(job: JobId, as_json: AsJson = False) -> None:
-    """Show one job in full.
+    """Show one job in full, or the jobs of a sweep, the best first.
 
     State and why, progress, time left, losses and their curve, attempts, files. What it said is in `qlora logs ID`.
     """
     from qlora_client.feed import feed_of
+    from qlora_client.groups import as_json as group_as_json
+    from qlora_client.groups import find_group
 
     client = make_client()
+    if (group := find_group(client.home, job)) is not None:
+        if as_json:
+            print_json(group_as_json(group))
+            return
+        from qlora_client.group_view import print_group
+
+        print_group(console(), group)
+        return
     record, run = client.job(job), client.run(job)
     feed = feed_of(run)
     waits = client.waits_for(record.id)
@@ -182,22 +210,34 @@ def write_report(
 
 
 def cancel(job: JobId, as_json: AsJson = False) -> None:
-    """Cancel a job.
+    """Cancel a job, or all jobs of a sweep that have not ended.
 
     A running one stops at a checkpoint first; its checkpoints stay. What it said: `qlora logs ID`.
     """
-    from qlora_client.api import WaitEnded
+    from qlora_client.groups import find_group
 
     client = make_client()
+    if (group := find_group(client.home, job)) is not None:
+        of_group(client, group, client.cancel, lambda record: not record.is_final)
+        for record in [one.job for one in client.group(group.id).members if not one.job.is_final]:
+            _wait_until_stopped(client, record)
+        print_group_states(client.group(group.id), as_json=as_json)
+        return
     record = client.cancel(job)
     if not record.is_final:
-        note(f"{record.id} stops at a checkpoint …")
-        try:
-            record = client.wait(record.id, CANCEL_WAIT)
-        except WaitEnded:
-            note(f"It is still {record.state}; see how it goes on: qlora logs -f {record.id}")
-            raise typer.Exit(Exit.TEMPFAIL) from None
+        record = _wait_until_stopped(client, record)
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:
         typer.echo(f"{record.id} {record.state}")
+
+
+def _wait_until_stopped(client: Client, record: JobRecord) -> JobRecord:
+    from qlora_client.api import WaitEnded
+
+    note(f"{record.id} stops at a checkpoint …")
+    try:
+        return client.wait(record.id, CANCEL_WAIT)
+    except WaitEnded:
+        note(f"It is still {record.state}; see how it goes on: qlora logs -f {record.id}")
+        raise typer.Exit(Exit.TEMPFAIL) from None

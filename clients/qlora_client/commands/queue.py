@@ -1,12 +1,23 @@
-"""Commands that change what the queue does next."""
+"""Commands that change what the queue does next: of a job, of all jobs of a sweep, or of the queue itself."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qlora_client.commands.common import AsJson, JobId, home, make_client, note, print_json
+from qlora_client.commands.common import (
+    AsJson,
+    JobId,
+    home,
+    make_client,
+    note,
+    of_group,
+    print_group_states,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from qlora_engine.job.record import JobRecord
@@ -20,7 +31,7 @@ def hold(job: JobId, as_json: AsJson = False) -> None:
 
     A running one stops at a checkpoint. Let it go on: `qlora release ID`.
     """
-    _print_record(make_client().hold(job), as_json=as_json)
+    _ask(make_client().hold, job, lambda record: not record.is_final, as_json=as_json)
 
 
 def release(job: JobId, as_json: AsJson = False) -> None:
@@ -28,12 +39,12 @@ def release(job: JobId, as_json: AsJson = False) -> None:
 
     It waits no longer for jobs that failed or were cancelled, and may train for its `max_runtime` again.
     """
-    _print_record(make_client().release(job), as_json=as_json)
+    _ask(make_client().release, job, lambda record: record.state in ("held", "stopping"), as_json=as_json)
 
 
 def retry(job: JobId, as_json: AsJson = False) -> None:
     """Let a job that failed or was cancelled go on from its checkpoint, as the same job."""
-    _print_record(make_client().retry(job), as_json=as_json)
+    _ask(make_client().retry, job, lambda record: record.state in ("failed", "cancelled"), as_json=as_json)
 
 
 def prioritise(
@@ -50,7 +61,8 @@ def prioritise(
     """Change a job's place in the queue. What waits: `qlora ls`."""
     if priority is None and urgent is None:
         raise typer.BadParameter("Give a priority, --urgent or --not-urgent.")
-    _print_record(make_client().prioritise(job, priority, urgent=urgent), as_json=as_json)
+    ask = partial(make_client().prioritise, priority=priority, urgent=urgent)
+    _ask(ask, job, lambda record: not record.is_final, as_json=as_json)
 
 
 def pause(
@@ -73,6 +85,18 @@ def pause(
 def resume(as_json: AsJson = False) -> None:
     """End a pause of the queue."""
     _print_pause(make_client().resume(), as_json=as_json)
+
+
+def _ask(ask: Callable[[str], JobRecord], job: str, applies: Callable[[JobRecord], bool], *, as_json: bool) -> None:
+    """Ask it of a job, or of those jobs of a sweep that it applies to, and print how they stand."""
+    from qlora_client.groups import find_group
+
+    client = make_client()
+    if (group := find_group(client.home, job)) is None:
+        _print_record(ask(job), as_json=as_json)
+        return
+    of_group(client, group, ask, applies)
+    print_group_states(client.group(group.id), as_json=as_json)
 
 
 def _print_record(record: JobRecord, *, as_json: bool) -> None:

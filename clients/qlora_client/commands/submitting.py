@@ -11,7 +11,8 @@ from qlora_client.commands.common import AsJson, console, make_client, note, pri
 from qlora_engine.job.errors import Exit
 
 if TYPE_CHECKING:
-    from qlora_client.api import LeftBehind
+    from qlora_client.api import Client, LeftBehind
+    from qlora_client.groups import Group
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
 # ruff: noqa: PLC0415
@@ -32,12 +33,16 @@ def submit(
     after: Annotated[list[str] | None, typer.Option(metavar="ID", help="A job that must be done first.")] = None,
     priority: Annotated[int | None, typer.Option(min=-100, max=100, help="Higher goes first.")] = None,
     urgent: Annotated[bool, typer.Option("--urgent", help="Before all others; the running job stops for it.")] = False,
+    stop_worse_than: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Of a sweep: end what is so much worse than another, 0.1 for 10%."),
+    ] = None,
     hold: Annotated[bool, typer.Option("--hold", help="Let it wait for `qlora release`.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended; the exit code says how.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Even if a job just like it has not ended yet.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Hand a job file to the daemon and print the job's id.
+    """Hand a job file to the daemon and print the job's id, or that of the sweep that it makes.
 
     Relative paths in the file start from its folder. Watch the job with `qlora logs -f ID`. Where the daemon does not
     answer, the job is left in the watched folder for when it runs, and no id is printed.
@@ -49,6 +54,7 @@ def submit(
     overrides += [f"priority={priority}"] if priority is not None else []
     overrides += ["urgent=true"] if urgent else []
     overrides += ["hold=true"] if hold else []
+    overrides += [f"sweep.stop_worse_than={stop_worse_than}"] if stop_worse_than is not None else []
     client = make_client()
     submitted = client.submit_or_leave(file, overrides=overrides, again=again)
     if not isinstance(submitted, str):
@@ -61,6 +67,11 @@ def submit(
         typer.echo(submitted)
     elif not wait:
         print_json({"job": submitted})
+    from qlora_client.groups import find_group
+
+    if (group := find_group(client.home, submitted)) is not None:
+        _follow_group(client, group, hold=hold, wait=wait, as_json=as_json)
+        return
     if not wait:
         note(f"It is held. Let it go on: qlora release {submitted}" if hold else f"Watch it: qlora logs -f {submitted}")
         return
@@ -70,6 +81,23 @@ def submit(
     if as_json:
         print_json(record.model_dump(mode="json"))
     raise typer.Exit(exit_code(record))
+
+
+def _follow_group(client: Client, group: Group, *, hold: bool, wait: bool, as_json: bool) -> None:
+    """Say what a sweep has become, or wait until all of it has ended."""
+    jobs = "1 job" if len(group.members) == 1 else f"{len(group.members)} jobs"
+    if not wait:
+        what = f"They are held. Let them go on: qlora release {group.id}" if hold else f"Look: qlora show {group.id}"
+        note(f"A sweep of {jobs}. {what}")
+        return
+    from qlora_client.waiting import group_exit_code, wait_until_group_ended
+
+    ended = wait_until_group_ended(client, group, note)
+    if as_json:
+        from qlora_client.groups import as_json as group_as_json
+
+        print_json(group_as_json(ended))
+    raise typer.Exit(group_exit_code(ended))
 
 
 def say_left(left: LeftBehind, *, as_json: bool) -> None:
