@@ -10,10 +10,9 @@ import pytest
 
 from qlora_client.cli import main
 from qlora_engine.job.errors import JobRejected, QloradError
-from qlora_engine.job.examine import examine, resolved
+from qlora_engine.job.examine import ExamineRequest, examine, examine_request
 from qlora_engine.job.folder import Home, RunFolder
 from qlora_engine.job.fuse_spec import FuseSpec
-from qlora_engine.job.jobfile import parse
 from qlora_engine.job.preflight.fusing import fuse_need, judge
 from qlora_engine.job.preflight.judgement import Machine
 from qlora_engine.job.preflight.shape import ModelShape
@@ -51,7 +50,8 @@ def home(tmp_path: Path) -> Home:
 
 
 def look(home: Home, text: str) -> ResolvedFuse:
-    job = resolved(parse(text, "job.yaml"), home=home.path, base=None, shown_as="job.yaml")
+    request = ExamineRequest(job_file="job.yaml", home=str(home.path), base=None, shown_as="job.yaml", text=text)
+    job = examine_request(request)
     assert isinstance(job, ResolvedFuse)
     return job
 

@@ -92,8 +92,8 @@ def test_the_lock_lives_as_long_as_the_process_that_asks(
     """A killed client may not let a job train beside the model that it has loaded."""
     body = (
         "import fcntl, os\n"
-        f"ours = os.stat({str(tmp_path / 'gpu.lock')!r}).st_ino\n"
-        "opened = [n for n in range(3, 64) if os.path.exists(f'/dev/fd/{n}') and os.fstat(n).st_ino == ours]\n"
+        f"ours = os.stat({str(tmp_path / 'gpu.lock')!r})\n"
+        "opened = [n for n in range(3, 64) if os.path.exists(f'/dev/fd/{n}') and os.path.samestat(os.fstat(n), ours)]\n"
         "print(json.dumps(dict(prompt=request['prompts'][0], base=str(len(opened)), adapted='', weights='')))"
     )
     stand_in(tmp_path, monkeypatch, body)
