@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from qlora_engine.job.folder import Home, RunFolder
 
 
+NO_JOBS = "There are no jobs yet. Make one: qlora init my-job, then: qlora submit my-job"
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a line says of a job; `record` is all that its record holds."""

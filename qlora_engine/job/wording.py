@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qlora_engine.job.sentences import sentence
 from qlora_engine.job.text import duration, local_time, plain, size
 
 if TYPE_CHECKING:  # what writes events costs a client a tenth of a second
@@ -15,7 +16,7 @@ _HIDDEN = frozenset({"ts", "level", "event", "job", "attempt"})
 def describe(event: Event) -> str:
     """What happened, in words; an event that is not known here shows its name and fields. Never raises."""
     text = _training(event) or _incident(event) or _report(event) or _job(event) or _service(event) or _machine(event)
-    return plain(text or _as_fields(event))
+    return plain(text or sentence(event) or _as_fields(event))
 
 
 def _training(event: Event) -> str | None:  # noqa: PLR0911, PLR0912  # one case a kind of event

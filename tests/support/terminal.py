@@ -36,6 +36,7 @@ class Terminal:
     def __init__(self, process: subprocess.Popen[bytes], master: int, keyboard: int) -> None:
         self.process, self.said = process, ""
         self._master, self._keyboard = master, keyboard
+        self._typed_at = 0  # what was said by then
 
     def rows(self) -> dict[int, str]:
         """The lines of the screen by their number, from 1, without colours; those since it was last cleared."""
@@ -48,6 +49,19 @@ class Terminal:
         while text not in self.rows().get(row, ""):
             assert time.monotonic() < end, f"{text!r} is not in row {row} of {self.rows()}"
             self._read(0.2)
+
+    def wait_for_text(self, text: str, seconds: float = 20.0) -> None:
+        """Wait until the program has said this since something was last typed."""
+        end = time.monotonic() + seconds
+        while text not in self.said[self._typed_at :]:
+            assert time.monotonic() < end, f"{text!r} is not in {self.said!r}"
+            self._read(0.2)
+
+    def answer(self, question: str, line: str) -> None:
+        """Wait for a question and type a line."""
+        self.wait_for_text(question)
+        self._typed_at = len(self.said)
+        self.type(f"{line}\n")
 
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
