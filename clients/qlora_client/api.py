@@ -440,6 +440,6 @@ def job_file_in(path: Path) -> Path:
         raise NoJobFile(
             f"There is no file {path}.",
             where=str(path.absolute()),
-            remedy="Check the path; examples/ in the source holds job files that work.",
+            remedy="Check the path. A job file to start from: qlora init my-job",
         )
     return path

@@ -14,15 +14,16 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from qlora_client.api import job_file_in
 from qlora_client.signals import ended_by_signals
 from qlora_client.views import make_console
-from qlora_engine.bench import plot
+from qlora_client.wanted import BadFilter
 from qlora_engine.bench.jobs import read_bench_job
 from qlora_engine.bench.result import BenchResult, Case, Comparison, Measurement
 from qlora_engine.bench.run import COMPARED, Bench, Progress, Turn
 from qlora_engine.bench.trainer import Effort
 from qlora_engine.job import lock
-from qlora_engine.job.errors import BadSetting, GpuBusy
+from qlora_engine.job.errors import GpuBusy
 from qlora_engine.job.text import plain
 from qlora_worker.settings import Settings
 
@@ -49,7 +50,8 @@ def run_bench(wishes: Wishes, settings: Settings) -> BenchResult:
         BenchFailed: a trainer did not get far enough.
     """
     with ended_by_signals(), tempfile.TemporaryDirectory(prefix="qlora-bench-") as work:
-        job = read_bench_job(wishes.job_file, wishes.overrides, home=settings.folders.path, work=Path(work))
+        file = None if wishes.job_file is None else job_file_in(wishes.job_file.expanduser())
+        job = read_bench_job(file, wishes.overrides, home=settings.folders.path, work=Path(work))
         with _gpu(settings.gpu_lock_path) as held, _shown(make_console(stderr=True), wishes.pairs) as tell:
             return Bench(
                 job=job,
@@ -69,22 +71,10 @@ def chosen_cases(names: Sequence[str]) -> list[Case]:
     possible = list(COMPARED)
     for name in names:
         if name not in possible:
-            raise BadSetting(
+            raise BadFilter(
                 f"{name!r:.40} is not a case of a bench.", where="--case", remedy=f"Name one of {', '.join(possible)}."
             )
     return [case for case in possible if not names or case in names]
-
-
-def check_plot(path: Path) -> None:
-    """Refuse before minutes of measuring what cannot be drawn after them."""
-    if path.suffix.lower() not in plot.SUFFIXES:
-        raise BadSetting(
-            f"{path.name} names no kind of plot.", where="--plot", remedy=f"End it in {', '.join(plot.SUFFIXES)}."
-        )
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise BadSetting(
-            f"The folder {path.absolute().parent} cannot be written.", where="--plot", remedy="Name another file."
-        )
 
 
 @contextmanager

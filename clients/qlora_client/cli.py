@@ -31,7 +31,8 @@ CLICK_USAGE = 2  # what typer exits with for a command line that is wrong; here 
 app = typer.Typer(
     name="qlora",
     help="Fine-tune models with QLoRA: hand jobs to the qlorad daemon, watch them, get the adapters.\n\n"
-    "Start with `qlora demo`, or with `qlorad` in one terminal and `qlora submit job.yaml` in another.",
+    "Start with `qlora doctor`, then `qlora demo`. A job of your own begins with `qlora init my-job`; it trains while "
+    "`qlorad` runs in another terminal.",
     rich_markup_mode=None,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -1,4 +1,4 @@
-"""What a shell completes: ids of jobs from the names of their folders, and names of events."""
+"""What a shell completes: ids of jobs and models from the names of their folders, and names of events."""
 
 from __future__ import annotations
 
@@ -61,3 +61,19 @@ def event_names(incomplete: str) -> list[str]:
     from qlora_engine.job.vocabulary import EVENTS  # noqa: PLC0415
 
     return [name for name in EVENTS if name.startswith(incomplete)]
+
+
+def models(incomplete: str) -> list[str]:
+    """Models of this home that begin with what was typed; where none does, the shell offers files."""
+    try:
+        names = sorted(os.listdir(plain_home().models))  # noqa: PTH208  # as above
+    except OSError:
+        return []
+    return [name for name in names if not name.startswith(".") and name.startswith(incomplete)]
+
+
+def known_models(incomplete: str) -> list[str]:
+    """Models that can be added by name."""
+    from qlora_engine.job.models import CATALOGUE  # noqa: PLC0415
+
+    return [name for name in CATALOGUE if name.startswith(incomplete)]

@@ -7,8 +7,9 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -40,8 +41,37 @@ class DemoFailed(QloradError):
     """The demo did not show what it should: the job did not end well, or learned too little."""
 
 
-def run_demo(client: Client, console: Console) -> None:
+@dataclass(frozen=True)
+class Demonstrated:
+    """What the demo showed.
+
+    Attributes:
+        run: of its job.
+        before, after: losses on the rows for validation, in nats a token; None if it was not validated.
+        answers: of the base model and the adapted one.
+    """
+
+    run: RunFolder
+    before: float | None
+    after: float | None
+    answers: Sequence[Answer]
+
+    def as_dict(self) -> dict[str, object]:
+        """For machines."""
+        return {
+            "job": self.run.id,
+            "adapters": self.run.adapters,
+            "validation": {"before": self.before, "after": self.after},
+            "answers": [asdict(answer) for answer in self.answers],
+        }
+
+
+def run_demo(client: Client, console: Console) -> Demonstrated:
     """Run the demo to its end; returning means that it showed what it should.
+
+    Args:
+        client: of the home.
+        console: where it is told.
 
     Raises:
         QloradError: a step failed; says which and what to do.
@@ -66,6 +96,8 @@ def run_demo(client: Client, console: Console) -> None:
         started_here = daemon.process is not None
     _show_what_next(home, run, answers[0], console, started_here=started_here)
     _check_learned(run, progress)
+    before, after = (found and found[1] for found in (progress.first_validation, progress.validation))
+    return Demonstrated(run, before, after, answers)
 
 
 def learned_enough(progress: Progress) -> bool:

@@ -33,7 +33,7 @@ VALID = [("Name a fruit that is green.", "A gooseberry."), ("Name a river in Eur
 
 
 class FileExists(QloradError):
-    """What would be written is there already."""
+    """What would be written is there already, or a file stands where a folder should be."""
 
     exit_code = Exit.CANTCREAT
 
@@ -83,7 +83,12 @@ class FirstJob:
     @property
     def file(self) -> Path:
         """The job file."""
-        return self.folder / "job.yaml"
+        return file_in(self.folder)
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the rows are; an absolute path stays as it is."""
+        return self.folder / Path(self.data).expanduser()
 
     def text(self, *, masks: bool) -> str:
         """The job file's.
@@ -126,9 +131,42 @@ def fitting_for(memory: int) -> Fitting:
 
 
 def model_to_propose(home: Home, memory: int) -> str:
-    """A model that is here already, or else one of the hub that fits."""
-    here = installed(home.path)
+    """A model that is here already and can be used, or else one of the hub that fits."""
+    here = [model for model in installed(home.path) if model.problem is None]
     return here[0].name if here else fitting_for(memory).model
+
+
+def file_in(folder: Path) -> Path:
+    """The job file of a folder."""
+    return folder / "job.yaml"
+
+
+def check_place(folder: Path, *, replace: bool = False) -> None:
+    """Refuse a folder in which no job file can be made, before anybody is asked what should stand in it.
+
+    Raises:
+        FileExists: there is a job file, and it is not to be replaced; or the folder is a file.
+    """
+    if folder.is_file():
+        raise FileExists(
+            f"{folder} is a file.", where=str(folder), remedy="Name a folder; job.yaml is made in it, with its data."
+        )
+    if file_in(folder).exists() and not replace:
+        raise FileExists(
+            f"There is a job file already: {file_in(folder)}.",
+            where=str(file_in(folder)),
+            remedy="Name another folder, or replace it with --force.",
+        )
+
+
+def check_data(folder: Path) -> None:
+    """Refuse a folder of data that is there and holds nothing to train on. Raises `JobRejected`."""
+    if folder.exists() and not (folder / "train.jsonl").is_file():
+        raise JobRejected(
+            f"The data folder {folder} holds no train.jsonl.",
+            where=str(folder / "train.jsonl"),
+            remedy="Put one there: a JSON object a line, with `prompt` and `completion`, `messages`, or `text`.",
+        )
 
 
 def write(job: FirstJob, *, replace: bool = False) -> list[Path]:
@@ -138,19 +176,15 @@ def write(job: FirstJob, *, replace: bool = False) -> list[Path]:
         What was written.
 
     Raises:
-        FileExists: there is a job file, and it is not to be replaced.
+        FileExists: as of `check_place`.
         JobRejected: there is data of which a row cannot be read.
         OSError: the folder cannot be written.
     """
-    if job.file.exists() and not replace:
-        raise FileExists(
-            f"There is a job file already: {job.file}.",
-            where=str(job.file),
-            remedy="Name another folder, or replace it with --force.",
-        )
+    check_place(job.folder, replace=replace)
+    check_data(job.data_folder)
     job.folder.mkdir(parents=True, exist_ok=True)
     written = []
-    data = job.folder / Path(job.data).expanduser()
+    data = job.data_folder
     if not data.exists():
         data.mkdir(parents=True)
         for name, rows in (("train", TRAIN), ("valid", VALID)):
@@ -165,12 +199,6 @@ def write(job: FirstJob, *, replace: bool = False) -> list[Path]:
 
 
 def _has_prompts(train: Path) -> bool:
-    if not train.is_file():
-        raise JobRejected(
-            f"The data folder {train.parent} holds no train.jsonl.",
-            where=str(train),
-            remedy="Put one there: a JSON object a line, with `prompt` and `completion`, `messages`, or `text`.",
-        )
     number, row = next(datafiles.read_rows(train), (1, {}))
     return datafiles.format_of(row, JobSpec(), train, number) is not datafiles.DataFormat.TEXT
 

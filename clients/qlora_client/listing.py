@@ -25,6 +25,7 @@ _SECOND = len("20261122-143501")  # of an id
 # The state of a sweep: the first of these that one of its jobs is in.
 _OF_SWEEP = [*map(str, (State.RUNNING, State.STARTING, State.STOPPING, State.ACCEPTED, State.QUEUED, State.BLOCKED)),
              *map(str, (State.HELD, State.FAILED, State.DONE, State.CANCELLED))]  # fmt: skip
+NO_JOBS = "There are no jobs yet. Make one: qlora init my-job, then: qlora submit my-job"
 
 
 @dataclass(frozen=True)

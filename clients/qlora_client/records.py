@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qlora_client.listing import job_ids
+from qlora_client.listing import NO_JOBS, job_ids
 from qlora_engine.job.errors import NoSuchJob, QloradError
 from qlora_engine.job.folder import NAME_AT, Home, RunFolder
 from qlora_engine.job.formats import NewerFormat
@@ -100,9 +100,9 @@ def find_job(home: Home, id_part: str) -> RunFolder:
         raise NoSuchJob(
             f"{len(named)} {what} have an id that contains {id_part!r:.80}: {_some(named)}.",
             where=str(home.runs),
-            remedy="Write more of the id.",
+            remedy=f"Write more of the id. The newest of them: {_enough(found[0], ids)}.",
         )
-    remedy = f"Jobs that are there: {_some(ids)}." if ids else "There are no jobs yet: `qlora submit FILE` makes one."
+    remedy = f"Jobs that are there: {_some(ids)}." if ids else NO_JOBS
     raise NoSuchJob(f"No job has an id that contains {id_part!r:.80}.", where=str(home.runs), remedy=remedy)
 
 
@@ -116,6 +116,12 @@ def _named(home: Home, wanted: str, found: list[str]) -> list[str]:
             group = None  # it has gone, or cannot be read: its id says enough
         names[group if group is not None and wanted in group else job_id] = None
     return list(names)
+
+
+def _enough(job_id: str, ids: list[str]) -> str:
+    """A short part of an id that no other has: its time of day, where that is enough."""
+    time = job_id[9:15]
+    return time if sum(time in other for other in ids) == 1 else job_id
 
 
 def _some(ids: list[str]) -> str:

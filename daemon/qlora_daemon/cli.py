@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from qlora_daemon import service_commands
 from qlora_engine.job.errors import Exit, QloradError
-from qlora_engine.job.text import plain_lines
+from qlora_engine.job.text import plain, plain_lines
 from qlora_engine.job.unforeseen import refused_by_system
 
 app = typer.Typer(
@@ -55,10 +56,15 @@ app.command()(service_commands.stop)
 app.command()(service_commands.restart)
 
 
-def main() -> None:
+CLICK_USAGE = 2  # what typer exits with for a command line that is wrong; here it is sysexits' 64
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: errors of ours are one message and an exit code."""
     try:
-        app()
+        app(arguments, prog_name="qlorad")
+    except SystemExit as end:
+        sys.exit(Exit.USAGE if end.code == CLICK_USAGE else end.code)
     except QloradError as error:
         sys.stderr.write(f"qlorad: {plain_lines(error)}\n")
         sys.exit(error.exit_code)
@@ -67,7 +73,8 @@ def main() -> None:
         sys.stderr.write(f"qlorad: {plain_lines(refused)}\n")
         sys.exit(refused.exit_code)
     except Exception as error:  # noqa: BLE001  # a bug: one line for the person, the rest for whoever mends it
-        sys.stderr.write(f"qlorad: {type(error).__name__}: {error}\n  details: {_keep_details()}\n")
+        said = plain(f"a bug, {type(error).__name__}: {error}", 300)
+        sys.stderr.write(f"qlorad: {said}\n  details: {_keep_details()}\n")
         sys.exit(Exit.SOFTWARE)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 # Imported where it is used: `qlorad --help` needs none of it.
 # ruff: noqa: PLC0415
 
+INTERRUPTED = 130  # as a shell says of a program that Ctrl-C ended
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -31,104 +33,123 @@ def install(
     headless: Annotated[bool, typer.Option("--headless", help="Run without anybody logged in; needs root.")] = False,
     user: Annotated[str | None, typer.Option(help="Whose it is with --headless. [default: who called sudo]")] = None,
     show: Annotated[Kind | None, typer.Option("--print", help="Only print the file, on any system.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Install the daemon as a service that starts by itself, or update it in place.
+    """Install the daemon as a service, or update it.
 
-    The QLORAD_ variables of this shell become its settings. A job that trains is saved at a checkpoint and goes on.
+    It starts by itself from then on. The QLORAD_ variables of this shell become its settings. A job that trains is
+    saved at a checkpoint and goes on.
     """
     from qlora_daemon import install as work
 
+    if show is not None and as_json:
+        raise typer.BadParameter("it prints the file as it is, so it does not go with --json", param_hint="--print")
     owner = work.user_of(headless, user)
     home, settings = _home(owner), work.settings_in_force(os.environ)
     if show is not None:
         typer.echo(work.text_for(show.value, home, settings, user=owner), nl=False)
         return
-    service = work.Service.to_install(home, _say, user=owner)
+    service = work.Service.to_install(home, _teller(as_json=as_json), user=owner)
     service.install(settings, user=owner)
-    _show(home)
-    _say("Drop a job into " + str(home.jobs) + ", or: qlora submit job.yaml")
+    _show(home, as_json=as_json)
+    if not as_json:
+        _say(f"Drop a job into {home.jobs}, or: qlora submit job.yaml")
 
 
 def uninstall(
     *,
     delete_home: Annotated[bool, typer.Option("--delete-home", help="Also jobs, runs, models and logs.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Stop the service and remove it. Runs, models and logs stay unless told."""
+    """Stop the service and remove it.
+
+    Runs, models and logs stay unless told.
+    """
+    import json
     import shutil
 
     from qlora_daemon.install import Service
 
     home = _home(None)
-    service = Service.installed(home, _say)
+    service = Service.installed(home, _teller(as_json=as_json))
     if delete_home and not yes:
-        typer.confirm(f"Delete {home.path} with every run, adapter and model in it?", abort=True)
+        _confirm(f"Delete {home.path} with every run, adapter and model in it?")
     service.uninstall()
     if delete_home:
         shutil.rmtree(home.path)
+    if as_json:
+        typer.echo(json.dumps({"home": str(home.path), "deleted": delete_home}, indent=2))
+    elif delete_home:
         _say(f"Deleted {home.path}")
     else:
         _say(f"Kept {home.path}. Install it again: qlorad install")
 
 
-def start() -> None:
+def start(as_json: AsJson = False) -> None:
     """Start the installed service."""
     from qlora_daemon.install import Service
 
     home = _home(None)
-    Service.installed(home, _say).start()
-    _show(home)
+    Service.installed(home, _teller(as_json=as_json)).start()
+    _show(home, as_json=as_json)
 
 
-def stop() -> None:
-    """Stop the service in order: a job that trains is saved at a checkpoint. It starts again at the next login."""
-    from qlora_daemon.install import Service
+def stop(as_json: AsJson = False) -> None:
+    """Stop the service in order.
 
-    Service.installed(_home(None), _say).stop()
-    _say("Stopped. Start it again: qlorad start")
-
-
-def restart() -> None:
-    """Stop the service in order and start it again; a job that trains goes on from its checkpoint."""
+    A job that trains is saved at a checkpoint. The service starts again at the next login.
+    """
     from qlora_daemon.install import Service
 
     home = _home(None)
-    Service.installed(home, _say).restart()
-    _show(home)
+    Service.installed(home, _teller(as_json=as_json)).stop()
+    if as_json:
+        _show(home, as_json=True)
+    else:
+        _say("Stopped. Start it again: qlorad start")
+
+
+def restart(as_json: AsJson = False) -> None:
+    """Stop the service in order and start it again.
+
+    A job that trains goes on from its checkpoint.
+    """
+    from qlora_daemon.install import Service
+
+    home = _home(None)
+    Service.installed(home, _teller(as_json=as_json)).restart()
+    _show(home, as_json=as_json)
 
 
 def status(as_json: AsJson = False) -> None:
-    """Show how the service stands. Exits with 69 when something does not run."""
-    import json
+    """Show how the service stands.
 
+    Exits with 69 when something does not run.
+    """
+    raise typer.Exit(_show(_home(None), as_json=as_json))
+
+
+def _show(home: Home, *, as_json: bool) -> int:
+    """Print how the service stands; returns the exit code of that."""
     from qlora_engine.host.installed import installed_service
-    from qlora_engine.job.standing import as_json as for_machines
-    from qlora_engine.job.standing import standing
+    from qlora_engine.job import standing
 
-    home = _home(None)
+    service, found = installed_service(home), standing.standing(home)
     if as_json:
         import dataclasses
+        import json
 
-        service = installed_service(home)
         installed = dataclasses.asdict(service) if service else None
-        typer.echo(json.dumps({"installed": installed, **for_machines(standing(home))}, indent=2, default=str))
-        raise typer.Exit(standing(home).exit_code)
-    raise typer.Exit(_show(home))
-
-
-def _show(home: Home) -> int:
-    from qlora_engine.host.installed import installed_service
-    from qlora_engine.job.standing import lines, standing
-
-    service = installed_service(home)
+        typer.echo(json.dumps({"installed": installed, **standing.as_json(found)}, indent=2, default=str))
+        return int(found.exit_code)
     if service is None:
         _say("service  is not installed. Install it: qlorad install")
     else:
         known = "" if service.loaded else ", which does not know it. Start it: qlorad start"
         old = "" if service.up_to_date else ". Its file is not of this version. Update it: qlorad install"
         _say(f"service  {service.manager}{known}, {service.file}{old}")
-    found = standing(home)
-    for line in lines(found):
+    for line in standing.lines(found):
         _say(line)
     return int(found.exit_code)
 
@@ -142,5 +163,19 @@ def _home(user: str | None) -> Home:
     return Home(theirs) if theirs is not None and "QLORAD_HOME" not in os.environ else Settings.read().folders
 
 
+def _confirm(question: str) -> None:
+    """Go on only after a yes; a no, Ctrl-C and Ctrl-D end the program before anything is done."""
+    try:
+        typer.confirm(question, abort=True, err=True)
+    except typer.Abort:
+        typer.echo("Nothing was done.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
 def _say(text: str) -> None:
     typer.echo(plain(text))
+
+
+def _teller(*, as_json: bool) -> Callable[[str], None]:
+    """Says what is done: on standard output, or beside it where that is for a program."""
+    return lambda text: typer.echo(plain(text), err=as_json)

@@ -33,6 +33,12 @@ def refused_by_system(error: OSError) -> QloradError:
             where=str(error.filename) if error.filename else None,
             remedy="Give yourself access to it, or set QLORAD_HOME to a folder of your own.",
         )
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return SystemRefused(
+            "A file stands where a folder should be.",
+            where=str(error.filename) if error.filename else None,
+            remedy="Move it away, or name another place: an option of the command, or QLORAD_HOME.",
+        )
     return SystemRefused(
         f"The system refused: {error.strerror or error}.",
         where=str(error.filename) if error.filename else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qlora_engine.job.sentences import sentence
 from qlora_engine.job.text import duration, local_time, plain, size
 
 if TYPE_CHECKING:  # what writes events costs a client a tenth of a second
@@ -23,7 +24,7 @@ def describe(event: Event) -> str:
         or _service(event)
         or _machine(event)
     )
-    return plain(text or _as_fields(event))
+    return plain(text or sentence(event) or _as_fields(event))
 
 
 def _training(event: Event) -> str | None:  # noqa: PLR0911, PLR0912  # one case a kind of event

@@ -36,11 +36,11 @@ class Terminal:
     def __init__(self, process: subprocess.Popen[bytes], master: int, keyboard: int) -> None:
         self.process, self.said = process, ""
         self._master, self._keyboard = master, keyboard
+        self._typed_at = 0  # what was said by then
 
     def rows(self) -> dict[int, str]:
         """The lines of the screen by their number, from 1, without colours; those since it was last cleared."""
-        since = self.said.rpartition("\x1b[2J")[2]
-        return {int(row): _COLOUR.sub("", text) for row, text in _TO_ROW.findall(since)}
+        return rows_of(self.said)
 
     def wait_for(self, row: int, text: str, seconds: float = 20.0) -> None:
         """Wait until a row of the screen holds this text."""
@@ -48,6 +48,19 @@ class Terminal:
         while text not in self.rows().get(row, ""):
             assert time.monotonic() < end, f"{text!r} is not in row {row} of {self.rows()}"
             self._read(0.2)
+
+    def wait_for_text(self, text: str, seconds: float = 20.0) -> None:
+        """Wait until the program has said this since something was last typed."""
+        end = time.monotonic() + seconds
+        while text not in self.said[self._typed_at :]:
+            assert time.monotonic() < end, f"{text!r} is not in {self.said!r}"
+            self._read(0.2)
+
+    def answer(self, question: str, line: str) -> None:
+        """Wait for a question and type a line."""
+        self.wait_for_text(question)
+        self._typed_at = len(self.said)
+        self.type(f"{line}\n")
 
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
@@ -78,6 +91,12 @@ class Terminal:
             self.said += os.read(self._master, 65_536).decode(errors="replace")
             return True
         return False
+
+
+def rows_of(said: str) -> dict[int, str]:
+    """The lines of the screen that a program has drawn, by their number, as `Terminal.rows` has them."""
+    since = said.rpartition("\x1b[2J")[2]
+    return {int(row): _COLOUR.sub("", text) for row, text in _TO_ROW.findall(since)}
 
 
 def set_size(descriptor: int, columns: int, lines: int) -> None:

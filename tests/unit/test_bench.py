@@ -241,13 +241,13 @@ def lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["missing.yaml"], 65, "missing.yaml does not exist"),
+        (["missing.yaml"], 66, "There is no file missing.yaml"),
         (["unknown-key.yaml"], 65, "Did you mean `model`?"),
         ([], 66, "qlora models add smollm2"),
         (["--model", "nothing"], 66, "`nothing` does not exist"),
-        (["--case", "folded"], 78, "padded"),
-        (["--plot", "bench.txt"], 78, ".svg"),
-        (["--plot", "nowhere/bench.svg"], 78, "cannot be written"),
+        (["--case", "folded"], 64, "padded"),
+        (["--plot", "bench.txt"], 73, ".svg"),
+        (["--plot", "nowhere/bench.svg"], 73, "cannot be written"),
         (["--pairs", "0"], 64, "Usage"),
     ],
 )

@@ -22,7 +22,20 @@ from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
 
 JOB = "20261122-143501-sql-assistant"
-HEAVY = ["mlx", "mlx_lm", "rich", "redis", "rq", "pydantic", "structlog", "transformers", "yaml"]
+HEAVY = [
+    "mlx",
+    "mlx_lm",
+    "numpy",
+    "matplotlib",
+    "psutil",
+    "rich",
+    "redis",
+    "rq",
+    "pydantic",
+    "structlog",
+    "transformers",
+    "yaml",
+]
 
 
 @pytest.fixture
@@ -162,7 +175,7 @@ def loaded_by(home: Home, *arguments: str) -> set[str]:
     """Which of the heavy packages a command has loaded by its end."""
     code = (
         "import sys; from qlora_client.cli import main; main(sys.argv[1:]); "
-        f"print(*(name for name in {[*HEAVY, 'matplotlib']} if name in sys.modules))"
+        f"print(*(name for name in {HEAVY} if name in sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -195,7 +208,7 @@ def test_an_empty_home_says_how_to_begin(home: Home, capsys: pytest.CaptureFixtu
     assert main(["models", "ls"]) == 0
     assert main(["logs"]) == 0
     errors = capsys.readouterr().err
-    assert "qlora submit FILE" in errors
+    assert "qlora init my-job" in errors
     assert "qlora models add smollm2" in errors
     assert not home.path.exists()
 
@@ -291,7 +304,8 @@ def test_a_home_that_cannot_be_used_is_no_bug(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert main(["ls"]) == 71
     error = capsys.readouterr().err
-    assert error.startswith("qlora: The system refused: Not a directory.\n  where:")
+    assert error.startswith("qlora: A file stands where a folder should be.\n  where:")
+    assert "QLORAD_HOME" in error
     assert str(tmp_path / "file") in error
     assert not list(tmp_path.glob("qlora-error-*.log"))
 

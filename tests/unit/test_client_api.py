@@ -104,6 +104,9 @@ def test_an_ambiguous_part_names_the_candidates(client: Client, part: str) -> No
         client.job(part)
     assert JOBS[0] in raised.value.what
     assert JOBS[2] in raised.value.what
+    assert raised.value.remedy is not None
+    newest, enough = max(JOBS), raised.value.remedy.split()[-1].removesuffix(".")
+    assert client.job(enough).id == newest
 
 
 @pytest.mark.parametrize("part", ["", "..", "/etc", "nothing", "*"])

@@ -109,7 +109,7 @@ def test_a_plot_is_the_same_each_time(home: Home, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["first"], 64, "1 jobs cannot be compared"),
+        (["first"], 64, "One job alone cannot be compared"),
         (["first", FIRST], 64, "Name two different ones"),
         (["first", "nothing"], 66, "No job has an id"),
         (["first", "second", "--plot", "plot.txt"], 73, "names no kind of plot"),

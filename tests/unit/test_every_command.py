@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -148,10 +149,112 @@ def test_a_part_of_an_id_that_two_jobs_have(name: str, home: Home, capsys: pytes
     assert OTHER in said
 
 
-@pytest.mark.parametrize("name", ["submit"])
+@pytest.mark.parametrize("name", LINES)
+def test_help_fits_a_terminal_and_json_is_offered(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sentence that is cut in the list of commands explains nothing; every command can be used by a program."""
+    assert main([*name.split(), "--help"]) == 0
+    assert "--json" in capsys.readouterr().out
+    *before, _ = name.split()
+    assert main([*before, "--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("name", sorted(LINES.keys() - set(ASKS) - SLOW - {"try", "report"}))
+def test_json_is_all_that_a_program_reads(name: str, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    """`qlora … --json | jq`: what is for a person goes to standard error. The rest is tested with what it needs."""
+    main([*line(name, home), "--json"])
+    output = capsys.readouterr().out
+    if name == "logs":  # a line for each event, and none has happened
+        assert output == ""
+    else:
+        json.loads(output)
+    assert "\x1b" not in output
+
+
+@pytest.mark.parametrize("name", [name for name, words in LINES.items() if "FILE" in words])
 def test_a_file_that_there_is_not(name: str, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
-    """And what it could have been."""
-    assert "nosuch.yaml" in errors(capsys, main([name, "nosuch.yaml"]), Exit.NOINPUT)
+    """It may be misspelled, or not written yet."""
+    said = errors(capsys, main([name, "nosuch.yaml"]), Exit.NOINPUT)
+    assert "There is no file nosuch.yaml" in said
+    assert "qlora init" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("init FOLDER --model", "--model"),
+        ("validate FILE --set", "--set"),
+        ("submit FILE --priority high", "--priority"),
+        ("submit FILE --priority 101", "--priority"),
+        ("top --every 0", "--every"),
+        ("top --every often", "--every"),
+        ("ls --state asleep", "--state"),
+        ("ls --since lately", "--since"),
+        ("ls --watch --json", "--watch"),
+        ("logs --since lately", "--since"),
+        ("logs --event nosuch", "--event"),
+        ("try ID prompt --max-tokens 0", "--max-tokens"),
+        ("try ID prompt --temp -1", "--temp"),
+        ("try ID prompt --seed x", "--seed"),
+        ("try ID -- ''", "PROMPT"),
+        ("compare ID", "One job alone"),
+        ("prioritise ID high", "PRIORITY"),
+        ("prioritise ID 101", "PRIORITY"),
+        ("prioritise ID", "--urgent"),
+        ("pause --for ever", "--for"),
+        ("clean", "--keep"),
+        ("clean --checkpoints", "--keep"),
+        ("clean --keep -1", "--keep"),
+        ("clean --older old", "--older"),
+        ("bench --pairs 0", "--pairs"),
+        ("bench --seconds 0", "--seconds"),
+        ("bench --case folded", "--case"),
+        ("models rm", "rm"),
+        ("nosuch", "nosuch"),
+    ],
+)
+def test_a_value_that_cannot_be(words: str, says: str, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is wrong is named, and nothing is done."""
+    places = {"ID": JOB, "FILE": str(home.path.parent / "job.yaml"), "FOLDER": str(home.path / "new"), "''": ""}
+    arguments = [places.get(word, word) for word in words.split()]
+    assert says in errors(capsys, main(arguments), Exit.USAGE)
+    assert not (home.path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ("init FOLDER --data BARRED", Exit.NOPERM, "Give yourself access"),
+        ("init BARRED/new --yes", Exit.NOPERM, "Give yourself access"),
+        ("submit BARRED/job.yaml", Exit.NOPERM, "Give yourself access"),
+        ("submit BARRED", Exit.NOPERM, "Give yourself access"),
+        ("validate BARRED/job.yaml", Exit.NOPERM, "Give yourself access"),
+        ("bench BARRED/job.yaml", Exit.NOPERM, "Give yourself access"),
+        (f"compare ID {OTHER} --plot BARRED/plot.svg", Exit.CANTCREAT, "Name another file"),
+        ("bench FILE --plot BARRED/plot.svg", Exit.CANTCREAT, "Name another file"),
+    ],
+)
+def test_a_place_that_may_not_be_entered(
+    words: str, code: Exit, says: str, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody else's folder, or one of a disk that is mounted to be read: it is named, and what to do."""
+    home.path.chmod(0o777)
+    for name in ("open", "barred"):
+        (home.path / name).mkdir()
+    places = {"ID": JOB, "FILE": str(home.path.parent / "job.yaml"), "FOLDER": str(home.path / "new")}
+
+    def run(folder: Path) -> int:
+        return main([places.get(word, word).replace("BARRED", str(folder)) for word in words.split()])
+
+    words, asked = words.replace(".svg", ".txt"), words
+    run(home.path / "open")  # imports what it needs while it may
+    words = asked
+    capsys.readouterr()
+    with as_nobody(home.path / "barred"):
+        code_found = run(home.path / "barred")
+    said = errors(capsys, code_found, code)
+    assert str(home.path / "barred") in said
+    assert says in said
 
 
 @pytest.mark.parametrize("name", ASKS)
@@ -186,13 +289,41 @@ def test_with_a_daemon_whose_queue_does_not_answer(
 _connect = queue.connect
 
 
+def test_a_submission_is_left_where_a_daemon_whose_queue_does_not_answer_finds_it(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not lost, and nobody is told to start what runs."""
+    monkeypatch.setattr(queue, "connect", lambda settings, **_: _connect(settings, timeout=0.2, retries=0))
+    with held(home.daemon_lock, {"pid": os.getpid()}):
+        assert main([*line("submit", home), "--json"]) == 0
+        output = capsys.readouterr()
+        assert Path(json.loads(output.out)["left"]).parent == home.jobs
+        assert "queue does not answer" in output.err
+        assert "Start the daemon" not in output.err
+        assert main(["ls"]) == 0
+    assert f"1 waits in {home.jobs}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "says"),
+    [("status", Exit.UNAVAILABLE, "Start it: qlorad"), ("try", Exit.DATAERR, "has no adapters yet")],
+)
+def test_what_says_by_its_exit_code_how_things_stand(
+    name: str, code: Exit, says: str, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script can ask."""
+    assert main(line(name, home)) == code
+    output = capsys.readouterr()
+    assert says in output.out + output.err
+
+
 @pytest.mark.parametrize("name", sorted(LINES.keys() - SLOW - NEEDS_NOTHING))
 def test_a_home_that_may_not_be_entered(name: str, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     """It may belong to another user of the machine; what to do about it is said, and no file is left behind."""
     main(line(name, home))  # imports what it needs while it may
     capsys.readouterr()
     before = set(Path(tempfile.gettempdir()).glob("qlora-error-*"))
-    with as_nobody(home):
+    with as_nobody(home.path):
         code = main(line(name, home))
     said = errors(capsys, code, Exit.NOPERM)
     assert "Not allowed" in said
@@ -202,9 +333,9 @@ def test_a_home_that_may_not_be_entered(name: str, home: Home, capsys: pytest.Ca
 
 
 @contextmanager
-def as_nobody(home: Home) -> Iterator[None]:
-    """As a user who may not enter the home; a superuser may enter everything."""
-    home.path.chmod(0)
+def as_nobody(folder: Path) -> Iterator[None]:
+    """As a user who may not enter the folder; a superuser may enter everything."""
+    folder.chmod(0)
     superuser = os.geteuid() == 0
     if superuser:
         os.seteuid(NOBODY)
@@ -213,4 +344,4 @@ def as_nobody(home: Home) -> Iterator[None]:
     finally:
         if superuser:
             os.seteuid(0)
-        home.path.chmod(0o700)
+        folder.chmod(0o700)

@@ -105,7 +105,7 @@ def test_a_snapshot_ends_where_its_text_ends() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"active": None, "counts": {}}, "There are no jobs yet. Make one: qlora submit FILE"),
+        ({"active": None, "counts": {}}, "There are no jobs yet. Make one: qlora init my-job"),
         ({"active": None}, "Nothing trains."),
         ({"active": None, "ended": summary(9, State.FAILED, reason="3 crashes")}, "sql-assistant  failed  3 crashes"),
         ({"waiting": [], "waits": 0}, "Queue: empty"),

@@ -76,9 +76,21 @@ def test_every_event_has_a_line_whatever_its_fields_hold(kind: str, terminal: bo
     assert describe({"event": kind})
 
 
+@pytest.mark.parametrize("kind", sorted(EVENTS))
+def test_every_event_is_told_in_words(kind: str) -> None:
+    """`request.received request=933433d6… kind=submit` is for machines."""
+    assert not describe({"event": kind, **dict.fromkeys(EVENTS[kind].fields, "some")}).startswith(f"{kind} ")
+
+
 @pytest.mark.parametrize(
     ("event", "line"),
     [
+        (
+            {"event": "child.exited", "child": "worker", "code": -9, "seconds": 3.21},
+            "worker ended with code -9 after 3.21 s",
+        ),
+        ({"event": "request.answered", "ok": False, "what": "no such key"}, "answered: no such key"),
+        ({"event": "file.taken"}, "took ?"),
         (
             {"event": "job.state", "from": "queued", "to": "starting", "reason": "its turn"},
             "queued → starting: its turn",
@@ -100,7 +112,7 @@ def test_every_event_has_a_line_whatever_its_fields_hold(kind: str, terminal: bo
             "step 0: valid loss 3.200, perplexity 24.50 over 793 tokens",
         ),
         ({"event": "queue.paused", "until": None}, "the queue is paused"),
-        ({"event": "child.restarting", "child": "worker", "delay": 1.0}, "child.restarting child=worker delay=1.0"),
+        ({"event": "of.another.version", "child": "worker", "delay": 1.0}, "of.another.version child=worker delay=1.0"),
     ],
 )
 def test_events_read_as_sentences(event: Event, line: str) -> None:

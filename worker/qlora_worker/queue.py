@@ -200,7 +200,7 @@ class Requests:
         raise DaemonUnavailable(
             f"The daemon did not answer within {timeout:g} seconds.",
             where=f"request {request.key}",
-            remedy="It may still do it: look with `qlora ls`, and into logs/qlorad.jsonl.",
+            remedy="It may still do it: look with `qlora ls`, and at `qlora logs`.",
         )
 
     # The daemon's side
@@ -287,5 +287,5 @@ def _unavailable() -> Iterator[None]:
     except TROUBLE as error:
         raise DaemonUnavailable(
             f"The daemon's queue does not answer ({type(error).__name__}).",
-            remedy="See logs/qlorad.jsonl; if the daemon has just started, try again.",
+            remedy="If the daemon has just started, try again; otherwise `qlora status` and `qlora logs` say more.",
         ) from None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsJson",
     "JobId",
+    "answered",
     "console",
     "home",
     "make_client",
@@ -42,6 +44,8 @@ JobId = Annotated[
         autocompletion=completion.job_ids,
     ),
 ]
+INTERRUPTED = 130  # as a shell says of a program that Ctrl-C ended
+T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -59,11 +63,11 @@ def home() -> Home:
     return Settings.read().folders
 
 
-def console() -> Console:
-    """Standard output, for a person."""
+def console(*, stderr: bool = False) -> Console:
+    """Standard output, for a person; standard error, where the output is for a program."""
     from qlora_client.views import make_console
 
-    return make_console()
+    return make_console(stderr=stderr)
 
 
 def note(text: str) -> None:
@@ -77,7 +81,7 @@ def print_json(value: object) -> None:
     """Something for a program."""
     import json
 
-    typer.echo(json.dumps(value, indent=2, default=str))
+    typer.echo(json.dumps(value, indent=2, default=_as_text))
 
 
 def of_group(client: Client, group: Group, ask: Callable[[str], object], applies: Callable[[JobRecord], bool]) -> None:
@@ -105,3 +109,18 @@ def print_group_states(group: Group, *, as_json: bool) -> None:
         print_json(group_as_json(group))
     else:
         typer.echo(f"{group.id} {', '.join(f'{count} {state}' for state, count in group.states.items())}")
+
+
+def _as_text(value: object) -> str:
+    """What JSON has no form for: times as ISO 8601, and paths."""
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def answered(ask: Callable[[], T]) -> T:
+    """The answers of a person, who may end the questions with Ctrl-C or Ctrl-D; nothing is done then."""
+    try:
+        return ask()
+    except typer.Abort:
+        typer.echo(err=True)  # the prompt's line
+        note("Nothing was done.")
+        raise typer.Exit(INTERRUPTED) from None

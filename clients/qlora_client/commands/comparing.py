@@ -24,9 +24,9 @@ def compare(
     plot: Annotated[Path | None, typer.Option(help="Draw the losses: a .svg, .png or .pdf file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare jobs: the settings that differ, losses side by side, speed and memory.
+    """Compare jobs: what differs, and their losses.
 
-    Which jobs there are: `qlora ls`.
+    The settings that differ, losses side by side, speed and memory. Which jobs there are: `qlora ls`.
     """
     from qlora_client.compare import compared, page
     from qlora_client.compare.plot import check_plot, draw

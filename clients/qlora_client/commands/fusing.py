@@ -90,7 +90,7 @@ def _hand_over(client: Client, job: str, letter: Letter, *, exports: bool, wait:
     source = client.job(job)
     submitted = client.send_or_leave(letter)
     if not isinstance(submitted, str):
-        say_left(submitted, as_json=as_json)
+        say_left(submitted, client.home, as_json=as_json)
         if wait:
             note("There is nothing to wait for until then.")
             raise typer.Exit(Exit.TEMPFAIL)

@@ -25,6 +25,8 @@ from qlora_engine.job.states import State
 
 if TYPE_CHECKING:
     from qlora_client.api import Client
+    from qlora_client.listing import Overview
+    from qlora_client.wanted import Wanted
     from qlora_engine.job.record import JobRecord
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
@@ -78,14 +80,28 @@ def list_jobs(
             note("A sweep is one line. Its jobs, the best first: qlora show ID")
     if watch:
         note("The output is no terminal, so this is the list as it is now.")
+    _note_the_rest(listing, wanted, every=every)
+
+
+def _note_the_rest(listing: Overview, wanted: Wanted, *, every: bool) -> None:
+    """What the list does not show."""
+    from datetime import UTC, datetime
+
+    from qlora_client.dropped import folder_notes
+    from qlora_client.listing import NO_JOBS
+    from qlora_client.wanted import EVERY
+
     if listing.unreadable:
         note(f"{len(listing.unreadable)} jobs have no readable record, among them {listing.unreadable[0]}.")
     if not listing.total:
-        note("There are no jobs yet. Make one: qlora submit FILE")
+        note(NO_JOBS)
     elif wanted != EVERY:
         _note_fitting(len(listing.jobs), listing.total, every=every)
     elif not every and listing.total > len(listing.jobs) + len(listing.unreadable):
         note(f"The newest {len(listing.jobs)} of {listing.total} jobs. All of them: qlora ls --all")
+    if wanted == EVERY:
+        for line in folder_notes(plain_home(), listing.jobs[0].created if listing.jobs else None):
+            note(line)
     if (pause := plain_home().pause).exists():
         from qlora_engine.job.pause import Pause
 
@@ -169,6 +185,8 @@ def logs(
     if follow and holder_of(client.home.daemon_lock) is None:
         note("The daemon does not run, so nothing happens until it does. Start it: qlorad")
     if run is None:
+        if not client.home.service_log.exists():
+            note("Nothing has happened in this home yet. Start the daemon: qlorad")
         last = None if since else SERVICE_LOG_LINES
         print_service_log(client.home, console(), follow=follow, as_json=as_json, last=last, wanted=wanted)
     else:
@@ -182,10 +200,10 @@ def write_report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of a job, as far as it has come, print its path, and open it.
+    """Write the report of a job as far as it has come, and open it.
 
-    One page that opens without a network: curves, memory, what happened, answers before and after training. It is not
-    opened by itself where there is no desktop, or the output is no terminal.
+    Prints its path. It is one page that needs no network: curves, memory, what happened, answers before and after
+    training. It is not opened by itself where there is no desktop, or the output is no terminal.
     """
     from qlora_client.desktop import has_desktop, open_page
     from qlora_engine.job import report_process
@@ -220,24 +238,27 @@ def cancel(job: JobId, as_json: AsJson = False) -> None:
     if (group := find_group(client.home, job)) is not None:
         of_group(client, group, client.cancel, lambda record: not record.is_final)
         for record in [one.job for one in client.group(group.id).members if not one.job.is_final]:
-            _wait_until_stopped(client, record)
+            _wait_until_stopped(client, record, as_json=as_json)
         print_group_states(client.group(group.id), as_json=as_json)
         return
     record = client.cancel(job)
     if not record.is_final:
-        record = _wait_until_stopped(client, record)
+        record = _wait_until_stopped(client, record, as_json=as_json)
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:
         typer.echo(f"{record.id} {record.state}")
 
 
-def _wait_until_stopped(client: Client, record: JobRecord) -> JobRecord:
+def _wait_until_stopped(client: Client, record: JobRecord, *, as_json: bool) -> JobRecord:
     from qlora_client.api import WaitEnded
 
     note(f"{record.id} stops at a checkpoint …")
     try:
         return client.wait(record.id, CANCEL_WAIT)
     except WaitEnded:
+        record = client.job(record.id)
+        if as_json:
+            print_json(record.model_dump(mode="json"))
         note(f"It is still {record.state}; see how it goes on: qlora logs -f {record.id}")
         raise typer.Exit(Exit.TEMPFAIL) from None

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from qlora_client.commands.common import AsJson, home, note, print_json
+from qlora_client import completion
+from qlora_client.commands.common import AsJson, answered, home, note, print_json
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
 # ruff: noqa: PLC0415
@@ -17,7 +18,10 @@ from qlora_client.commands.common import AsJson, home, note, print_json
 def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the job file goes.")] = Path(),
     *,
-    model: Annotated[str | None, typer.Option(help="A model of `qlora models ls`, a folder, or owner/name.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A model of `qlora models ls`, a folder, or owner/name.", autocompletion=completion.models),
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="The folder of train.jsonl; rows are made where there is none.")
     ] = None,
@@ -32,37 +36,39 @@ def init(
     """
     import psutil
 
-    from qlora_client.first_job import FirstJob, model_to_propose, write
+    from qlora_client.first_job import FirstJob, check_place, model_to_propose, write
+    from qlora_client.questions import CONFIG, ask, from_folder, missing_model
 
+    place = folder.expanduser()
+    check_place(place, replace=force)
     memory = psutil.virtual_memory().total
-    asks = not yes and not as_json and sys.stdin.isatty() and sys.stdout.isatty()
-
-    def choose(question: str, given: str | None, proposed: str) -> str:
-        if given is not None or not asks:
-            return given or proposed
-        return str(typer.prompt(question, default=proposed))
-
     job = FirstJob(
-        folder=folder.expanduser(),
-        name=choose("Name of the job", name, folder.expanduser().absolute().name or "job"),
-        model=choose("Model", model, model_to_propose(home(), memory)),
-        data=choose("Folder of the data", data, "data"),
+        folder=place,
+        name=name or place.absolute().name or "job",
+        model=from_folder(model, place, CONFIG) if model else model_to_propose(home(), memory),
+        data=from_folder(data, place, "train.jsonl") if data else "data",
         memory=memory,
     )
+    if not yes and not as_json and sys.stdin.isatty() and sys.stdout.isatty():
+        given = {key for key, value in (("name", name), ("model", model), ("data", data)) if value}
+        job = answered(lambda: ask(job, given, home(), note))
     written = write(job, replace=force)
     if as_json:
         print_json({"job_file": str(job.file), "model": job.model, "written": [str(path) for path in written]})
         return
     for path in written:
         typer.echo(path)
+    if missing := missing_model(job.model, home()):
+        note(f"The model is not here yet: qlora models add {missing}")
     here = folder if str(folder) != "." else job.file
     note(f"Look at it, then: qlora validate {here}, and: qlora submit {here}")
 
 
-def schema() -> None:
+def schema(_as_json: AsJson = False) -> None:
     """Print the JSON Schema of a job file.
 
-    Editors complete and check a file by it: `qlora init` puts it beside the job file and refers to it.
+    Editors complete and check a file by it: `qlora init` puts it beside the job file and refers to it. It is JSON with
+    and without --json.
     """
     from qlora_engine.job.schema import as_text
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from qlora_client import completion
 from qlora_client.commands.common import AsJson, console, home, note, print_json
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
@@ -13,9 +14,17 @@ from qlora_client.commands.common import AsJson, console, home, note, print_json
 
 
 def add_model(
-    source: Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="`smollm2`, or the path of a .gguf file.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME_OR_PATH",
+            help="`smollm2`, or the path of a .gguf file.",
+            autocompletion=completion.known_models,
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="The name that job files use. [default: the file's]")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the model of that name.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Add a model, after which `model: NAME` works in job files.
 
@@ -23,7 +32,10 @@ def add_model(
     """
     from qlora_client.models import add_model as add
 
-    folder = add(source, home().path, name=name, replace=replace, console=console())
+    folder = add(source, home().path, name=name, replace=replace, console=console(stderr=as_json))
+    if as_json:
+        print_json({"model": folder.name, "path": folder})
+        return
     typer.echo(f"Added {folder.name}: {folder}")
     note(f"Write `model: {folder.name}` in a job file.")
 

@@ -43,7 +43,10 @@ def release(job: JobId, as_json: AsJson = False) -> None:
 
 
 def retry(job: JobId, as_json: AsJson = False) -> None:
-    """Let a job that failed or was cancelled go on from its checkpoint, as the same job."""
+    """Let a job that failed or was cancelled go on.
+
+    From its checkpoint, as the same job. Watch it: `qlora logs -f ID`.
+    """
     _ask(make_client().retry, job, lambda record: record.state in ("failed", "cancelled"), as_json=as_json)
 
 
@@ -69,9 +72,9 @@ def pause(
     how_long: Annotated[str | None, typer.Option("--for", help="30m, 2h30m, 1d. [default: until resumed]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have no job start; the running one stops at a checkpoint and goes on afterwards.
+    """Have no job start, for a time or until `qlora resume`.
 
-    End it: `qlora resume`.
+    The running one stops at a checkpoint and goes on afterwards. End it: `qlora resume`.
     """
     from qlora_engine.job.when import seconds_of
 

@@ -11,9 +11,10 @@ from qlora_client.commands.common import AsJson, console, home, print_json
 
 
 def status(as_json: AsJson = False) -> None:
-    """Show how the service stands: the daemon, its processes, the queue, the jobs.
+    """Show how the service stands.
 
-    Exits with 69 when something does not run. What happened: `qlora logs`.
+    The daemon, its processes, the queue, the jobs. Exits with 69 when something does not run. What happened:
+    `qlora logs`.
     """
     from qlora_engine.job import standing as service
 
@@ -27,9 +28,10 @@ def status(as_json: AsJson = False) -> None:
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Check all that the daemon and its jobs need, and say what to do about what is wrong.
+    """Check this machine, and say what to do about it.
 
-    Exits with 69 when something keeps jobs from running. How the service stands: `qlora status`.
+    All that the daemon and its jobs need. Exits with 69 when something keeps jobs from running. How the service
+    stands: `qlora status`.
     """
     from qlora_client.doctor import page
     from qlora_client.doctor.examination import examine

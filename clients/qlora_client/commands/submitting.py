@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qlora_client import completion
 from qlora_client.commands.common import AsJson, console, make_client, note, print_json
 from qlora_engine.job.errors import Exit
 
 if TYPE_CHECKING:
     from qlora_client.api import Client, LeftBehind
     from qlora_client.groups import Group
+    from qlora_engine.job.folder import Home
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
 # ruff: noqa: PLC0415
@@ -30,7 +33,10 @@ def submit(
     file: JobFile,
     *,
     values: Set = None,
-    after: Annotated[list[str] | None, typer.Option(metavar="ID", help="A job that must be done first.")] = None,
+    after: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="A job that must be done first.", autocompletion=completion.job_ids),
+    ] = None,
     priority: Annotated[int | None, typer.Option(min=-100, max=100, help="Higher goes first.")] = None,
     urgent: Annotated[bool, typer.Option("--urgent", help="Before all others; the running job stops for it.")] = False,
     stop_worse_than: Annotated[
@@ -58,7 +64,7 @@ def submit(
     client = make_client()
     submitted = client.submit_or_leave(file, overrides=overrides, again=again)
     if not isinstance(submitted, str):
-        say_left(submitted, as_json=as_json)
+        say_left(submitted, client.home, as_json=as_json)
         if wait:
             note("There is nothing to wait for until then.")
             raise typer.Exit(Exit.TEMPFAIL)
@@ -100,18 +106,23 @@ def _follow_group(client: Client, group: Group, *, hold: bool, wait: bool, as_js
     raise typer.Exit(group_exit_code(ended))
 
 
-def say_left(left: LeftBehind, *, as_json: bool) -> None:
+def say_left(left: LeftBehind, home: Home, *, as_json: bool) -> None:
     """Say that a job lies in the watched folder, and why."""
+    from qlora_engine.job.lock import holder_of
+
     if as_json:
         print_json({"job": None, "left": str(left.path), "reason": left.reason.what})
     note(f"{left.reason.what} The job waits in {left.path} and is taken from there, once.")
-    note("Start the daemon: qlorad. Then look: qlora ls")
+    if holder_of(home.daemon_lock) is None:
+        note("Start the daemon: qlorad. Then look: qlora ls")
+    else:
+        note("The daemon runs, so that should not be for long. Why it does not answer: qlora doctor")
 
 
 def validate(file: JobFile, values: Set = None, as_json: AsJson = False) -> None:
-    """Say what a job file needs before it is submitted: data, memory, time, and what is wrong with it.
+    """Say what a job file needs, and what is wrong with it.
 
-    Nothing is submitted, and no daemon is needed. Then: `qlora submit FILE`.
+    Rows and tokens, memory, time. Nothing is submitted, and no daemon is needed. Then: `qlora submit FILE`.
     """
     from qlora_client.validate import as_json as for_machines
     from qlora_client.validate import exit_code, show
@@ -123,4 +134,14 @@ def validate(file: JobFile, values: Set = None, as_json: AsJson = False) -> None
         print_json(for_machines(verdict))
     else:
         show(verdict, console())
+        if verdict.job is not None:
+            note(f"Submit it: {_again('qlora submit', file, values)}")
     raise typer.Exit(exit_code(verdict))
+
+
+def _again(command: str, file: Path, values: Sequence[str] | None) -> str:
+    """The command with the same file and the same `--set`, as a shell takes it."""
+    import shlex
+
+    sets = [word for value in values or () for word in ("--set", value)]
+    return f"{command} {shlex.join([str(file), *sets])}"

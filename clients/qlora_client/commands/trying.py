@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from qlora_client import completion
 from qlora_client.commands.common import AsJson, JobId, console, make_client, note, print_json
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
@@ -24,7 +25,7 @@ def try_job(
     now: Annotated[bool, typer.Option("--now", help="Do not wait for the GPU: end with code 75.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the base model and the adapted one, and show both answers side by side.
+    """Ask the base model and the adapted one, side by side.
 
     Waits until the GPU is free. A job that trains answers from its newest checkpoint; `qlora hold ID` stops it there.
     """
@@ -44,9 +45,13 @@ def try_job(
 
 
 def bench(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A job file. [default: a small job]")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A job file, or its folder. [default: a small job]")
+    ] = None,
     *,
-    model: Annotated[str | None, typer.Option(help="Instead of the job's model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Instead of the job's model.", autocompletion=completion.models)
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Instead of the job's data: a folder with train.jsonl.")] = None,
     pairs: Annotated[int, typer.Option(min=1, max=100, help="How often each is measured.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.1, help="Measured of each run, at least.")] = 5.0,
@@ -55,11 +60,13 @@ def bench(
     plot: Annotated[Path | None, typer.Option(help="Draw the result: a .svg, .png or .pdf file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the engine beside mlx_lm's trainer on this machine, with one job.
+    """Measure the engine beside mlx_lm's trainer here.
 
-    Nothing of it stays. What it measures, and how: docs/bench.md. Without FILE: `qlora models add smollm2` first.
+    With one job on this machine. Nothing of it stays. What it measures, and how: docs/bench.md. Without FILE:
+    `qlora models add smollm2` first.
     """
-    from qlora_client.bench import Wishes, check_plot, chosen_cases, run_bench, table
+    from qlora_client.bench import Wishes, chosen_cases, run_bench, table
+    from qlora_client.compare.plot import check_plot
     from qlora_engine.bench.plot import draw
     from qlora_engine.bench.trainer import Effort
     from qlora_worker.settings import Settings
@@ -77,7 +84,7 @@ def bench(
         draw(result, plot)
 
 
-def demo() -> None:
+def demo(as_json: AsJson = False) -> None:
     """Teach a small model SQL, in minutes.
 
     Adds the model, starts a daemon if none runs, drops an example job into its folder, shows the training, and lets
@@ -85,4 +92,6 @@ def demo() -> None:
     """
     from qlora_client.demo import run_demo
 
-    run_demo(make_client(), console())
+    result = run_demo(make_client(), console(stderr=as_json))
+    if as_json:
+        print_json(result.as_dict())

@@ -28,9 +28,10 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make room: jobs that have ended go with their results, by --keep, --older or both.
+    """Make room: delete jobs that have ended.
 
-    What a job needs that has not ended stays. Try it first with --dry-run.
+    They go with their results, by --keep, --older or both. What a job needs that has not ended stays. Try it first with
+    --dry-run.
     """
     from dataclasses import asdict
     from datetime import timedelta

@@ -17,9 +17,9 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print one page and end.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the running job with its loss curve, the queue and the last events, live; q quits.
+    """Show everything on one screen, live; q quits.
 
-    One job alone: `qlora logs -f ID`.
+    The running job with its loss curve, the queue, the last events. One job alone: `qlora logs -f ID`.
     """
     from qlora_client.top.run import run_top, snapshot
 

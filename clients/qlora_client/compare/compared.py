@@ -53,7 +53,7 @@ def compare(client: Client, id_parts: Sequence[str]) -> list[Compared]:
     runs = {run.id: run for run in map(client.run, id_parts)}
     if not 2 <= len(runs) <= MOST:
         raise BadFilter(
-            f"{len(runs)} jobs cannot be compared.",
+            "One job alone cannot be compared." if len(runs) == 1 else f"{len(runs)} jobs are too many to compare.",
             where="the ids of the command line",
             remedy=f"Name two different ones, and {MOST} at most; `qlora ls` shows their ids.",
         )

@@ -28,7 +28,8 @@ def check_plot(path: Path) -> None:
         raise CannotPlot(
             f"{path.name} names no kind of plot.", where="--plot", remedy=f"End it in {', '.join(SUFFIXES)}."
         )
-    if not os.access(path.absolute().parent, os.W_OK):
+    effective = os.access in os.supports_effective_ids  # who the process is now, not who started it
+    if not os.access(path.absolute().parent, os.W_OK, effective_ids=effective):
         raise CannotPlot(
             f"The folder {path.absolute().parent} cannot be written.", where="--plot", remedy="Name another file."
         )

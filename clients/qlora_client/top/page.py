@@ -9,7 +9,7 @@ from rich.text import Text
 
 from qlora_client.chart import LEAST_HEIGHT, Series, bar, chart
 from qlora_client.lines import state_style, styled_line
-from qlora_client.listing import Summary
+from qlora_client.listing import NO_JOBS, Summary
 from qlora_client.progress import Progress
 from qlora_client.top.look import View
 from qlora_engine.job.states import ACTIVE, State
@@ -85,7 +85,7 @@ def _job(view: View, room: Room) -> Iterator[Text]:
 
 
 def _nothing_trains(view: View) -> Iterator[Text]:
-    yield Text("Nothing trains." if view.counts else "There are no jobs yet. Make one: qlora submit FILE")
+    yield Text("Nothing trains." if view.counts else NO_JOBS)
     if view.ended is not None:
         line = Text().append("last ended: ", style="dim").append(plain(view.ended.id, 120))
         line.append(f"  {view.ended.state}", style=state_style(view.ended.state))
