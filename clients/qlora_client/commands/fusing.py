@@ -46,10 +46,10 @@ def fuse(
     again: Again = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make one model of a job's adapters and its base, and print the id of the job that does it.
+    """Make one model of a job's adapters and its base.
 
-    It waits for its turn, and for the other job where that has not ended. The model is in its run folder then, in
-    model/: for mlx_lm, its server, or as the `model` of another job.
+    Prints the id of the job that does it, which waits for its turn, and for the other job where that has not ended.
+    The model is in its run folder then, in model/: for mlx_lm, its server, or as the `model` of another job.
     """
     client = make_client()
     keys: dict[str, object] = {"weights": "best" if best else None, "dequantize": dequantize or None, "add_as": name}
@@ -70,9 +70,9 @@ def export(
     again: Again = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a job's adapters and its base as one GGUF file, and print the id of the job that does it.
+    """Write a job's adapters and its base as one GGUF file.
 
-    In 16 bits, for models of the llama and mistral architectures. The file is in its run folder then, in gguf/, with a
+    Prints the id of the job that does it. In 16 bits, for models of the llama and mistral architectures. The file is in its run folder then, in gguf/, with a
     Modelfile: `ollama create NAME -f Modelfile`.
     """
     if not gguf:

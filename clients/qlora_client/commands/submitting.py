@@ -48,9 +48,9 @@ def submit(
     again: Annotated[bool, typer.Option("--again", help="Even if a job just like it has not ended yet.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Hand a job file to the daemon and print the job's id, or that of the sweep that it makes.
+    """Hand a job file to the daemon, and print the job's id.
 
-    Relative paths in the file start from its folder. Watch the job with `qlora logs -f ID`. Where the daemon does not
+    Of a sweep it is the sweep's. Relative paths in the file start from its folder. Watch the job with `qlora logs -f ID`. Where the daemon does not
     answer, the job is left in the watched folder for when it runs, and no id is printed.
     """
     import json
