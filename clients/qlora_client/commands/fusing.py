@@ -72,8 +72,8 @@ def export(
 ) -> None:
     """Write a job's adapters and its base as one GGUF file.
 
-    Prints the id of the job that does it. In 16 bits, for models of the llama and mistral architectures. The file is in its run folder then, in gguf/, with a
-    Modelfile: `ollama create NAME -f Modelfile`.
+    Prints the id of the job that does it. In 16 bits, for models of the llama and mistral architectures. The file is in
+    its run folder then, in gguf/, with a Modelfile: `ollama create NAME -f Modelfile`.
     """
     if not gguf:
         raise typer.BadParameter("Say into what: --gguf is what there is.")

@@ -50,8 +50,8 @@ def submit(
 ) -> None:
     """Hand a job file to the daemon, and print the job's id.
 
-    Of a sweep it is the sweep's. Relative paths in the file start from its folder. Watch the job with `qlora logs -f ID`. Where the daemon does not
-    answer, the job is left in the watched folder for when it runs, and no id is printed.
+    Of a sweep it is the sweep's. Relative paths in the file start from its folder. Watch the job with `qlora logs -f
+    ID`. Where the daemon does not answer, the job is left in the watched folder for when it runs, and no id is printed.
     """
     import json
 
