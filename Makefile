@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # On Linux MLX needs a backend: cpu (default) or cuda13. On a Mac the plain wheel holds Metal.
 BACKEND ?= cpu
 
-.PHONY: setup demo test test-fast test-external fuzz faults check format docs screens wheel wheel-test formula clean
+.PHONY: setup demo test test-fast test-external fuzz faults check format docs screens transcript wheel wheel-test formula clean
 
 setup: $(STAMP)
 
@@ -61,6 +61,11 @@ format: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -c 'from qlora_engine.job.vocabulary import as_markdown; print(as_markdown(), end="")' > docs/events.md
 	$(BIN)/python -c 'from qlora_engine.job.schema import as_text; print(as_text(), end="")' > docs/job.schema.json
+
+# A newcomer's first ten minutes, typed in a terminal of its own, as they stand in docs/first-job.md: some minutes, and a
+# network.
+transcript: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m newcomer --write
 
 # The pictures of the terminal, in docs/screens.
 screens: $(STAMP)

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / part) for part in (".", "worker", "clients")]
 
 from qlora_client.top.look import Looking  # noqa: E402  # found by the line above
-from qlora_client.top.page import Look, page  # noqa: E402
+from qlora_client.top.page import Room, page  # noqa: E402
 from qlora_engine.job.folder import Home, RunFolder  # noqa: E402
 from qlora_engine.job.record import JobRecord  # noqa: E402
 from qlora_engine.job.states import State  # noqa: E402
@@ -120,7 +120,7 @@ def seconds(home: Home, arguments: list[str]) -> float:
 def cpu_ms(looking: Looking) -> float:
     """What one look and its page take."""
     began = time.process_time()
-    page(looking.look(), Look(120, 40))
+    page(looking.look(), Room(120, 40))
     return 1000 * (time.process_time() - began)
 
 

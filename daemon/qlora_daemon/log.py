@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -70,7 +70,8 @@ def unless_disk_refuses(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        sys.stderr.write(f"{path} cannot be written: {error}\n")
+        with suppress(OSError):  # the terminal may be gone as well
+            sys.stderr.write(f"{path} cannot be written: {error}\n")
 
 
 def empty_if_large(descriptor: int, size: int = OUTPUT_BYTES) -> None:
@@ -87,14 +88,22 @@ def empty_if_large(descriptor: int, size: int = OUTPUT_BYTES) -> None:
 
 
 def console(stream: TextIO | None = None) -> Sink:
-    """A sink that prints events for a person; the details of debugging are left to the log."""
-    output = stream or sys.stderr
+    """A sink that prints events for a person; the details of debugging are left to the log.
+
+    Who closes the window closes the terminal under a daemon that has yet to stop in order: it goes on without.
+    """
+    output: TextIO | None = stream or sys.stderr
 
     def write(event: Event) -> None:
-        if event.get("level") != "debug":
-            job = f"{plain(event['job'], 80)}  " if event.get("job") else ""
+        nonlocal output
+        if output is None or event.get("level") == "debug":
+            return
+        job = f"{plain(event['job'], 80)}  " if event.get("job") else ""
+        try:
             output.write(f"{local_time(event.get('ts', ''))}  {job}{describe(event)}\n")
             output.flush()
+        except OSError:
+            output = None
 
     return write
 

@@ -40,8 +40,7 @@ class Terminal:
 
     def rows(self) -> dict[int, str]:
         """The lines of the screen by their number, from 1, without colours; those since it was last cleared."""
-        since = self.said.rpartition("\x1b[2J")[2]
-        return {int(row): _COLOUR.sub("", text) for row, text in _TO_ROW.findall(since)}
+        return rows_of(self.said)
 
     def wait_for(self, row: int, text: str, seconds: float = 20.0) -> None:
         """Wait until a row of the screen holds this text."""
@@ -92,6 +91,12 @@ class Terminal:
             self.said += os.read(self._master, 65_536).decode(errors="replace")
             return True
         return False
+
+
+def rows_of(said: str) -> dict[int, str]:
+    """The lines of the screen that a program has drawn, by their number, as `Terminal.rows` has them."""
+    since = said.rpartition("\x1b[2J")[2]
+    return {int(row): _COLOUR.sub("", text) for row, text in _TO_ROW.findall(since)}
 
 
 def set_size(descriptor: int, columns: int, lines: int) -> None:

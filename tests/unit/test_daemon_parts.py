@@ -17,7 +17,7 @@ from qlora_daemon.shutdown import Step, worker_ladder
 from qlora_daemon.supervisor import LONGEST_DELAY, restart_delay
 from qlora_daemon.valkey import says_damaged
 from qlora_daemon.watch import Progress, RunWatch
-from qlora_engine.job.events import EventLog
+from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.exits import ExitRecord
 from qlora_engine.job.folder import Home, RunFolder
 from qlora_engine.job.record import utc_now
@@ -44,6 +44,22 @@ def test_a_line_on_the_terminal_cannot_steer_it() -> None:
     assert "evil.yaml" in output.getvalue()
     assert "\x1b" not in output.getvalue()
     assert "debug" not in output.getvalue()
+
+
+class Closed(io.StringIO):
+    """A terminal whose window was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+def test_a_terminal_that_is_closed_does_not_end_the_daemon() -> None:
+    """It has yet to stop in order: the job that trains would lose its steps, and Valkey be left behind."""
+    found: list[Event] = []
+    log = EventLog([console(Closed()), found.append])
+    log.emit("daemon.stopping", signal="SIGHUP")
+    log.emit("daemon.stopped", seconds=0.5)
+    assert [event["event"] for event in found] == ["daemon.stopping", "daemon.stopped"]
 
 
 @pytest.mark.parametrize("stop_seconds", [0.1, 1.0, 60.0, 75.0])

@@ -1,0 +1,1 @@
+"""A newcomer's first ten minutes, typed at a shell in a pseudo-terminal."""
