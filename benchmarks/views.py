@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ def measure(home: Home, trains: str) -> dict[str, Any]:
         "top_once": ["top", "--once"],
     }.items():
         result[f"{name}_seconds"] = min(seconds(home, arguments) for _ in range(5))
+    tab = {"_QLORA_COMPLETE": "complete_bash", "COMP_WORDS": "qlora show 2026", "COMP_CWORD": "2"}
+    result["complete_seconds"] = min(seconds(home, [], tab) for _ in range(5))
     looking = Looking(home)
     looking.look()
     looks = [cpu_ms(looking) for _ in range(20)]
@@ -106,10 +109,10 @@ def measure(home: Home, trains: str) -> dict[str, Any]:
     return {**result, "look_cpu_ms": round(statistics.median(looks), 1), "top_mb": round(memory)}
 
 
-def seconds(home: Home, arguments: list[str]) -> float:
-    """How long a command takes."""
+def seconds(home: Home, arguments: list[str], more: Mapping[str, str] | None = None) -> float:
+    """How long a command takes, with `more` in its environment."""
     path = os.pathsep.join(str(ROOT / part) for part in (".", "worker", "clients"))
-    environment = {**os.environ, "QLORAD_HOME": str(home.path), "PYTHONPATH": path}
+    environment = {**os.environ, "QLORAD_HOME": str(home.path), "PYTHONPATH": path, **(more or {})}
     began = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "qlora_client.cli", *arguments], env=environment, check=True, capture_output=True

@@ -410,8 +410,11 @@ def training_processes(home: Home) -> dict[int, tuple[str, int]]:
 
 
 def _home_of(process: psutil.Process) -> Path:
-    named = process.environ().get("QLORAD_HOME")
-    return Path(named).expanduser() if named else Path.home() / "qlora"
+    """The home that a process serves, by its own environment: `~` of another HOME is none of ours."""
+    environment = process.environ()
+    named = environment.get("QLORAD_HOME") or "~/qlora"
+    theirs = environment.get("HOME")
+    return Path(f"{theirs}{named[1:]}" if theirs and named.startswith("~/") else named).expanduser()
 
 
 def find_training(job_id: str, attempt: int) -> int | None:

@@ -86,6 +86,33 @@ def test_a_job_is_submitted_with_other_values_held_released_and_waited_for(
     assert "--set iterz=1" in capsys.readouterr().err
 
 
+def test_whatever_a_person_asks_of_the_queue_a_program_may_ask_as_json(
+    shared: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Standard output is one JSON value, whatever is said beside it."""
+    monkeypatch.setenv("QLORAD_HOME", str(shared.home.path))
+    (tmp_path / "asked.yaml").write_text(shared.text(iters=1000, name="asked"))
+
+    def ask_json(*words: str) -> dict[str, object]:
+        capsys.readouterr()
+        assert main([*words, "--json"]) == 0
+        found: dict[str, object] = json.loads(capsys.readouterr().out)
+        return found
+
+    assert ask_json("pause", "--for", "1h")["paused"] is True
+    job = str(ask_json("submit", str(tmp_path / "asked.yaml"))["job"])
+    for words, state in (
+        (("hold", job), "held"),
+        (("release", job), "queued"),
+        (("prioritise", job, "5"), "queued"),
+        (("cancel", job), "cancelled"),
+        (("retry", job), "queued"),
+        (("cancel", job), "cancelled"),
+    ):
+        assert ask_json(*words)["state"] == state
+    assert ask_json("resume") == {"paused": False, "until": None}
+
+
 def test_a_job_waits_for_those_that_it_comes_after(shared: Daemon) -> None:
     """And for a person where one of them does not end well."""
     first = running(shared, "first")

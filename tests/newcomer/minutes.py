@@ -108,6 +108,8 @@ def _look(window: Window, job_id: str, way: Way, told: Told) -> None:
 
 def _shows_training(screen: str, job_id: str, step: int) -> bool:
     """Whether `qlora top` shows everything of a job that has come so far; or its end, where a machine is that fast."""
+    if f"{job_id}  failed" in screen:
+        raise Unexpected(f"the job failed:\n{screen}")
     if any(part not in screen for part in ("qlorad  runs since", job_id, "Queue", "Events", "q quits")):
         return False
     found = re.search(r"step (\d+) of \d+", screen)

@@ -6,6 +6,8 @@ import errno
 import io
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 
 from qlora_daemon.claims import _free_name
 from qlora_daemon.log import RotatingLog, console
+from qlora_daemon.runner import training_processes
 from qlora_daemon.shutdown import Step, worker_ladder
 from qlora_daemon.supervisor import LONGEST_DELAY, restart_delay
 from qlora_daemon.valkey import says_damaged
@@ -44,6 +47,24 @@ def test_a_line_on_the_terminal_cannot_steer_it() -> None:
     assert "evil.yaml" in output.getvalue()
     assert "\x1b" not in output.getvalue()
     assert "debug" not in output.getvalue()
+
+
+def test_a_training_process_belongs_to_the_home_of_its_own_environment(tmp_path: Path) -> None:
+    """Two daemons of one user, each in the `~/qlora` of another HOME, ended one another's training once a minute."""
+    program = "import sys; print(flush=True); sys.stdin.read()"
+    arguments = ["-m", "qlora_worker.task", "20250101-000000-theirs", "1", "--parent-fd", "0"]
+    environment = {name: value for name, value in os.environ.items() if name != "QLORAD_HOME"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        env={**environment, "HOME": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # by now its arguments can be read
+        assert training_processes(Home(tmp_path / "qlora")) == {process.pid: ("20250101-000000-theirs", 1)}
+        assert process.pid not in training_processes(Home(Path.home() / "qlora"))
+        process.communicate()
 
 
 class Closed(io.StringIO):
