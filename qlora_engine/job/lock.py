@@ -21,7 +21,9 @@ class LockHeld(Exception):
         self.path, self.holder = path, holder
 
     def __str__(self) -> str:
-        return f"{self.path} is held by {self.holder or 'a process that has not named itself'}"
+        process = f"process {self.holder['pid']}" if "pid" in self.holder else ""
+        who = " of ".join(filter(None, (process, str(self.holder.get("job", "")))))
+        return f"{self.path} is held by {who or 'a process that has not named itself'}"
 
 
 class HeldLock:

@@ -138,7 +138,8 @@ def _existing(source: str) -> Path:
         raise ModelRejected(
             f"There is neither a known model nor a file named {source}.",
             where=str(path),
-            remedy=f"Give the path of a .gguf file, or one of these names: {', '.join(CATALOGUE)}.",
+            remedy=f"Give the path of a .gguf file, or one of these names: {', '.join(CATALOGUE)}. A model of the hub "
+            "needs no adding: write its owner/name as the job's `model`.",
         )
     return path
 

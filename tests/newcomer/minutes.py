@@ -83,7 +83,7 @@ def _write_a_job(window: Window, told: Told) -> None:
 
 def _start_the_daemon(window: Window, told: Told) -> None:
     window.start("qlorad")
-    told.tell("daemon", "qlorad", window.wait_for("worker started, process"))
+    told.tell("daemon", "qlorad", window.wait_for(re.compile(r"worker started, process \d+\r\n")))
 
 
 def _submit(window: Window, way: Way, told: Told) -> str:

@@ -77,9 +77,9 @@ class Window:
         self._shell.sendline(command)
         self._expect("\r\n")  # the terminal's echo of it
 
-    def wait_for(self, text: str) -> list[str]:
+    def wait_for(self, wanted: re.Pattern[str]) -> list[str]:
         """Wait until the program that goes on has said this; the lines that it leaves by then."""
-        return lines_of(self._expect(text))
+        return lines_of(self._expect(wanted))
 
     def watch(self, shows: Callable[[str], bool]) -> list[str]:
         """Wait until a program that draws on the whole screen shows what is wanted; the screen's lines."""
@@ -144,8 +144,7 @@ def lines_of(said: str) -> list[str]:
 
 def environment_of(folder: Path, **more: str) -> dict[str, str]:
     """The user's environment without what leads to this source or to another home."""
-    left_out = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PROMPT_COMMAND", "NO_COLOR", "COLUMNS", "LINES"}
-    kept = {
-        name: value for name, value in os.environ.items() if name not in left_out and not name.startswith("QLORAD_")
-    }
+    left_out = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PROMPT_COMMAND", "NO_COLOR", "COLUMNS", "LINES", "MFLAGS"}
+    ours = ("QLORAD_", "MAKE")  # it may be `make` that runs this
+    kept = {name: value for name, value in os.environ.items() if name not in left_out and not name.startswith(ours)}
     return {**kept, "HOME": str(folder), **more}
