@@ -91,7 +91,7 @@ def test_whatever_a_person_asks_of_the_queue_a_program_may_ask_as_json(
 ) -> None:
     """Standard output is one JSON value, whatever is said beside it."""
     monkeypatch.setenv("QLORAD_HOME", str(shared.home.path))
-    (tmp_path / "asked.yaml").write_text(shared.text(iters=1000, name="asked"))
+    (tmp_path / "program.yaml").write_text(shared.text(iters=1000, name="program"))
 
     def ask_json(*words: str) -> dict[str, object]:
         capsys.readouterr()
@@ -100,7 +100,7 @@ def test_whatever_a_person_asks_of_the_queue_a_program_may_ask_as_json(
         return found
 
     assert ask_json("pause", "--for", "1h")["paused"] is True
-    job = str(ask_json("submit", str(tmp_path / "asked.yaml"))["job"])
+    job = str(ask_json("submit", str(tmp_path / "program.yaml"))["job"])
     for words, state in (
         (("hold", job), "held"),
         (("release", job), "queued"),
