@@ -18,7 +18,7 @@ from pathlib import Path
 
 from qlora_daemon.jobs import JobTable
 from qlora_daemon.reconcile import Disk, Processes, Redis, compare
-from qlora_daemon.runner import training_processes
+from qlora_daemon.training_processes import training_processes
 from qlora_engine.job.folder import Home
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State

@@ -127,6 +127,11 @@ class JobTable:
         """Jobs that the worker has, or may have; more than one only after a fault."""
         return [record for record in self if record.state in ACTIVE]
 
+    @property
+    def home(self) -> Home:
+        """Where the run folders are."""
+        return self._home
+
     def run(self, job_id: str) -> RunFolder:
         """The job's run folder."""
         return self._home.run(job_id)

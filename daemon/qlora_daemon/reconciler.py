@@ -13,7 +13,8 @@ from qlora_daemon import reconcile
 from qlora_daemon.jobs import JobTable
 from qlora_daemon.queue_health import QueueHealth
 from qlora_daemon.reconcile import Answer, Attempt, Disk, Finding, Processes
-from qlora_daemon.runner import Runner, training_processes
+from qlora_daemon.runner import Runner
+from qlora_daemon.training_processes import training_processes
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import Home
 from qlora_worker import contents

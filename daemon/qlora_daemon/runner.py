@@ -6,25 +6,23 @@ import contextlib
 import os
 import signal
 import time
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from qlora_daemon.active import Active, rungs
 from qlora_daemon.dispatcher import Stop
 from qlora_daemon.jobs import JobTable
 from qlora_daemon.outcome import Evidence, Move, after_exit
 from qlora_daemon.rivals import Rivals
+from qlora_daemon.training_processes import find_training
 from qlora_daemon.watch import RunWatch
 from qlora_engine.job import lock
 from qlora_engine.job.events import Event, Sink
 from qlora_engine.job.exits import ExitRecord
-from qlora_engine.job.folder import JOB_ID, Home, RunFolder
+from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.record import JobRecord, utc_now
 from qlora_engine.job.states import ACTIVE, State
-from qlora_engine.job.validations import Outdone
 from qlora_engine.job.vocabulary import EVENTS
 from qlora_worker.queue import TROUBLE, JobQueue
 
@@ -34,26 +32,6 @@ HUNG_LOOKS = 20  # at an attempt that lies in Redis alone; a worker takes it, an
 STORE_SECONDS = 5.0  # between two records of progress on disk
 ORPHAN_SECONDS = 30.0  # that an orphan has to stop by itself
 STOP_SECONDS = 120.0  # that a job has to reach a checkpoint when it makes way or is held
-KILL_SECONDS = 3.0  # from the second request to stop to the kill
-
-
-@dataclass
-class Active:
-    """What the owner knows of the active attempt beside its record."""
-
-    job: str
-    attempt: int
-    watch: RunWatch
-    worker: int | None  # generation of the worker that may have taken it; None: none of ours
-    failure: Event | None = None
-    finished: bool = False
-    rung: Event | None = None  # while it may be what ends it
-    outdone: Outdone | None = None  # the validation for which it is ended
-    no_trace_since: float | None = None
-    in_redis_alone: int = 0  # looks; counted, for a machine that sleeps makes seconds of nights
-    looked: float = 0.0
-    stored: float = 0.0
-    stop_rungs: list[tuple[float, signal.Signals]] = field(default_factory=list)  # when to send what
 
 
 class Runner:
@@ -118,7 +96,7 @@ class Runner:
             self._end_if_outdone(active)
             if adopted is None and self._holder_is(active):
                 adopted = active
-                active.stop_rungs = _rungs(time.monotonic() + ORPHAN_SECONDS, ORPHAN_SECONDS)
+                active.stop_rungs = rungs(time.monotonic() + ORPHAN_SECONDS, ORPHAN_SECONDS)
             else:
                 self._settle(active)
         self._active = adopted
@@ -218,7 +196,7 @@ class Runner:
 
     def _has_trace(self, active: Active, worker: int | None) -> bool:
         """Whether anything may still be training, or about to train, this attempt."""
-        if self._holder_is(active) or find_training(active.job, active.attempt) is not None:
+        if self._holder_is(active) or find_training(self._jobs.home, active.job, active.attempt) is not None:
             active.in_redis_alone = 0
             return True
         if worker is None or worker != active.worker:
@@ -264,7 +242,7 @@ class Runner:
             self._jobs.move(record.id, State.STOPPING, "cancelled on request", cancel_requested=True, **changes)
             with contextlib.suppress(*TROUBLE):  # Redis away: the attempt finds `stopping` under the lock
                 self._queue.withdraw(active.job, active.attempt)
-        active.stop_rungs = _rungs(time.monotonic(), self._cancel_seconds)
+        active.stop_rungs = rungs(time.monotonic(), self._cancel_seconds)
 
     def stop(self, stop: Stop, **changes: Any) -> None:
         """Stop the active job at a checkpoint, for a reason that says where it goes then.
@@ -291,7 +269,7 @@ class Runner:
     def _ask_to_stop(self, active: Active) -> None:
         with contextlib.suppress(*TROUBLE):  # as for one that is cancelled
             self._queue.withdraw(active.job, active.attempt)
-        active.stop_rungs = _rungs(time.monotonic(), STOP_SECONDS)
+        active.stop_rungs = rungs(time.monotonic(), STOP_SECONDS)
 
     def _end_if_outdone(self, active: Active) -> bool:
         """End a job of a sweep that is too much worse than another; true where it must be asked to stop for that.
@@ -343,7 +321,7 @@ class Runner:
 
     def _signal(self, active: Active, number: signal.Signals) -> bool:
         holder = self._holder(active)
-        pid = holder.get("pid") if holder else find_training(active.job, active.attempt)
+        pid = holder.get("pid") if holder else find_training(self._jobs.home, active.job, active.attempt)
         if not isinstance(pid, int):
             return False
         with contextlib.suppress(ProcessLookupError):
@@ -424,42 +402,3 @@ def _last_seen(run: RunFolder) -> datetime | None:
         return datetime.fromtimestamp(run.pulse.stat().st_mtime, UTC)
     except OSError:
         return None
-
-
-def _rungs(first: float, patience: float) -> list[tuple[float, signal.Signals]]:
-    """Stop at a checkpoint, after `patience` seconds stop at once, then be killed."""
-    second = first + patience
-    return [(first, signal.SIGTERM), (second, signal.SIGTERM), (second + KILL_SECONDS, signal.SIGKILL)]
-
-
-def training_processes(home: Home) -> dict[int, tuple[str, int]]:
-    """Every training process of a home by its process id, with its job and attempt."""
-    found = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, ValueError):
-            arguments = process.cmdline()
-            if "-m" not in arguments or "--parent-fd" not in arguments:
-                continue
-            job_id, attempt = arguments[arguments.index("-m") + 2 : arguments.index("--parent-fd")]
-            if JOB_ID.fullmatch(job_id) and _home_of(process) == home.path:
-                found[int(process.pid)] = (job_id, int(attempt))
-    return found
-
-
-def _home_of(process: psutil.Process) -> Path:
-    """The home that a process serves, by its own environment: `~` of another HOME is none of ours."""
-    environment = process.environ()
-    named = environment.get("QLORAD_HOME") or "~/qlora"
-    theirs = environment.get("HOME")
-    return Path(f"{theirs}{named[1:]}" if theirs and named.startswith("~/") else named).expanduser()
-
-
-def find_training(job_id: str, attempt: int) -> int | None:
-    """The training process of an attempt by its command line: before it has the lock, nothing else names it."""
-    wanted = [job_id, str(attempt)]
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            arguments = process.cmdline()
-            if "-m" in arguments and wanted in (arguments[i : i + 2] for i in range(len(arguments))):
-                return int(process.pid)
-    return None

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from qlora_client.listing import overview
-from qlora_daemon.runner import training_processes
+from qlora_daemon.training_processes import training_processes
 from qlora_engine.host import heat, pressure
 from qlora_engine.job.events import parse_line
 from qlora_engine.job.hindrance import Kind

@@ -15,9 +15,9 @@ import pytest
 
 from qlora_daemon.claims import _free_name
 from qlora_daemon.log import RotatingLog, console
-from qlora_daemon.runner import training_processes
 from qlora_daemon.shutdown import Step, worker_ladder
 from qlora_daemon.supervisor import LONGEST_DELAY, restart_delay
+from qlora_daemon.training_processes import find_training, training_processes
 from qlora_daemon.valkey import says_damaged
 from qlora_daemon.watch import Progress, RunWatch
 from qlora_engine.job.events import Event, EventLog
@@ -62,8 +62,11 @@ def test_a_training_process_belongs_to_the_home_of_its_own_environment(tmp_path:
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()  # by now its arguments can be read
-        assert training_processes(Home(tmp_path / "qlora")) == {process.pid: ("20250101-000000-theirs", 1)}
+        attempt = ("20250101-000000-theirs", 1)
+        assert training_processes(Home(tmp_path / "qlora")) == {process.pid: attempt}
+        assert find_training(Home(tmp_path / "qlora"), *attempt) == process.pid
         assert process.pid not in training_processes(Home(Path.home() / "qlora"))
+        assert find_training(Home(Path.home() / "qlora"), *attempt) is None
         process.communicate()
 
 
