@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 # On Linux MLX needs a backend: cpu (default) or cuda13. On a Mac the plain wheel holds Metal.
 BACKEND ?= cpu
 
-.PHONY: setup demo test test-fast test-external fuzz faults check format docs screens transcript wheel wheel-test formula clean
+.PHONY: setup demo test test-fast test-external fuzz faults check format docs site screens transcript
+.PHONY: wheel wheel-test formula clean
 
 setup: $(STAMP)
 
@@ -58,9 +59,14 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The pages of docs/ that are made from the code.
 docs: $(STAMP)
-	$(BIN)/python -c 'from qlora_engine.job.vocabulary import as_markdown; print(as_markdown(), end="")' > docs/events.md
-	$(BIN)/python -c 'from qlora_engine.job.schema import as_text; print(as_text(), end="")' > docs/job.schema.json
+	PYTHONPATH=tools $(BIN)/python -m reference
+
+# The documentation as a site, into build/site. A link that leads nowhere is an error; no network is needed.
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'Open build/site/index.html, or, to search in it: python3 -m http.server -d build/site'
 
 # A newcomer's first ten minutes, typed in a terminal of its own, as they stand in docs/first-job.md: some minutes, and a
 # network.

@@ -9,17 +9,26 @@ from typing import ClassVar
 class Exit(IntEnum):
     """Exit codes of every program here; the names are those of sysexits(3)."""
 
-    OK = 0
-    USAGE = 64  # the command line is wrong
-    DATAERR = 65  # the job file or its data is wrong
-    NOINPUT = 66  # a file or a model is missing
-    UNAVAILABLE = 69  # a service that is needed does not answer
-    SOFTWARE = 70  # a bug of ours
-    OSERR = 71  # the system refused: memory, processes
-    CANTCREAT = 73  # an output file cannot be made
-    TEMPFAIL = 75  # stopped at a checkpoint; run again to go on
-    NOPERM = 77  # not allowed
-    CONFIG = 78  # a setting is wrong
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> Exit:
+        """One code; `meaning` says in words when a program ends with it."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    OK = 0, "it went well"
+    USAGE = 64, "the command line is wrong"
+    DATAERR = 65, "the job file or its data is wrong"
+    NOINPUT = 66, "a file or a model is missing"
+    UNAVAILABLE = 69, "a service that is needed does not answer"
+    SOFTWARE = 70, "a bug of ours, or a job that failed"
+    OSERR = 71, "the system refused: memory, processes"
+    CANTCREAT = 73, "an output file cannot be made"
+    TEMPFAIL = 75, "stopped at a checkpoint; run again to go on"
+    NOPERM = 77, "not allowed"
+    CONFIG = 78, "a setting is wrong"
 
 
 class QloradError(Exception):

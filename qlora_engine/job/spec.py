@@ -75,10 +75,9 @@ class LrSchedule(Section):
     warmup_init: Annotated[float, Field(ge=0)] = Field(default=0.0, description="learning rate where that begins")
 
 
-class JobSpec(Wishes):
-    """A fine-tuning job. Counts of iterations are micro-batches, as mlx_lm counts them."""
+class MlxLmKeys(Section):
+    """The keys of mlx_lm's LoRA config, with its meaning and defaults. Counts of iterations are micro-batches."""
 
-    # mlx_lm's keys
     model: Text = Field(default="Qwen/Qwen3-0.6b", description="a model of the home, a folder, or a name of the hub")
     train: Literal[True] = Field(default=True, description="a job trains; `false` has no meaning here")
     fine_tune_type: Literal["lora", "dora", "full"] = Field(
@@ -138,10 +137,42 @@ class JobSpec(Wishes):
     lora_parameters: LoraParameters = Field(
         default_factory=LoraParameters, description="size, scale and place of the adapters"
     )
+    report_to: Text | list[Text] | None = Field(
+        default=None, description="wandb, swanlab, tensorboard, trackio; several with commas, as in mlx_lm"
+    )
     project_name: str | None = Field(default=None, description="of what is reported elsewhere; see `report_to`")
     trust_remote_code: Literal[False] = Field(default=False, description="refused from a job file")
 
-    # ours
+    @field_validator("hf_dataset", mode="after")
+    @classmethod
+    def _harmless(cls, value: Any) -> Any:
+        for section in value if isinstance(value, list) else [value or {}]:
+            path, config = section.get("path"), section.get("config") or {}
+            if path in UNPICKLES or str(path).endswith((".py", ".pkl", ".pickle")):
+                raise ValueError(f"`hf_dataset.path` is {path!r:.60}, which would run code that came with the data")
+            if not isinstance(config, dict) or (more := sorted(config.keys() - HUB_CONFIG)):
+                found = f"has `{more[0]!s:.60}`" if isinstance(config, dict) else "is no section"
+                raise ValueError(f"`hf_dataset.config` {found}; it may have {', '.join(sorted(HUB_CONFIG))}")
+        return value
+
+    @field_validator("optimizer_config", mode="before")
+    @classmethod
+    def _without_empty_entries(cls, value: Any) -> Any:
+        # mlx_lm's own example lists every optimizer with nothing behind it, which YAML reads as null.
+        return {key: entry or {} for key, entry in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("report_to", mode="after")
+    @classmethod
+    def _known_reporters(cls, value: str | list[str] | None) -> str | list[str] | None:
+        for name in _reporters(value):
+            if name not in REPORTERS:
+                raise ValueError(f"`report_to` names {name!r}; known are {', '.join(REPORTERS)}")
+        return value
+
+
+class JobSpec(Wishes, MlxLmKeys):
+    """A fine-tuning job: mlx_lm's keys, and ours."""
+
     max_runtime: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="seconds of training, or 30m, 2h30m, 1d: then it is held at a checkpoint"
     )
@@ -184,9 +215,6 @@ class JobSpec(Wishes):
     samples: Annotated[int, Field(ge=0, le=20)] | list[Text] = Field(
         default=2, description="answers before and after training: how many validation rows, or the prompts"
     )
-    report_to: Text | list[Text] | None = Field(
-        default=None, description="wandb, swanlab, tensorboard, trackio; several with commas, as in mlx_lm"
-    )
     sweep: Sweep | None = Field(
         default=None, exclude=True, description="lists of values that make this file a group of jobs"
     )  # of the file alone: a job that came of it has its own values and nothing of this
@@ -202,24 +230,6 @@ class JobSpec(Wishes):
         # YAML reads `on` and `off` as truth values.
         return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
-    @field_validator("hf_dataset", mode="after")
-    @classmethod
-    def _harmless(cls, value: Any) -> Any:
-        for section in value if isinstance(value, list) else [value or {}]:
-            path, config = section.get("path"), section.get("config") or {}
-            if path in UNPICKLES or str(path).endswith((".py", ".pkl", ".pickle")):
-                raise ValueError(f"`hf_dataset.path` is {path!r:.60}, which would run code that came with the data")
-            if not isinstance(config, dict) or (more := sorted(config.keys() - HUB_CONFIG)):
-                found = f"has `{more[0]!s:.60}`" if isinstance(config, dict) else "is no section"
-                raise ValueError(f"`hf_dataset.config` {found}; it may have {', '.join(sorted(HUB_CONFIG))}")
-        return value
-
-    @field_validator("optimizer_config", mode="before")
-    @classmethod
-    def _without_empty_entries(cls, value: Any) -> Any:
-        # mlx_lm's own example lists every optimizer with nothing behind it, which YAML reads as null.
-        return {key: entry or {} for key, entry in value.items()} if isinstance(value, dict) else value
-
     @model_validator(mode="after")
     def _agree(self, info: ValidationInfo) -> JobSpec:
         if info.context != AS_WRITTEN:
@@ -230,14 +240,6 @@ class JobSpec(Wishes):
         if {"epochs", "iters"} <= self.model_fields_set and self.epochs is not None:
             raise ValueError("`epochs` and `iters` both set the length of the run; keep one of them")
         return self
-
-    @field_validator("report_to", mode="after")
-    @classmethod
-    def _known_reporters(cls, value: str | list[str] | None) -> str | list[str] | None:
-        for name in _reporters(value):
-            if name not in REPORTERS:
-                raise ValueError(f"`report_to` names {name!r}; known are {', '.join(REPORTERS)}")
-        return value
 
     @property
     def eval_every(self) -> int:

@@ -1,0 +1,39 @@
+"""Starts a server and leaves it running once it has said that it is ready, as a person does in a second terminal.
+
+python -m support.left_running 'SAYS' FOLDER -- COMMAND …
+
+SAYS is a pattern. Its process id becomes the name of a file in FOLDER, which holds what it said.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+SECONDS = 30.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Start it; returns 0 when it is ready, 124 where that does not come."""
+    says, folder = arguments[:2]
+    unnamed = Path(folder) / "starting"
+    with unnamed.open("wb") as output:
+        process = subprocess.Popen(
+            arguments[3:], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    log = unnamed.rename(Path(folder) / str(process.pid))
+    end = time.monotonic() + SECONDS
+    while not re.search(says, log.read_text(errors="replace")):
+        if process.poll() is not None or time.monotonic() > end:
+            sys.stdout.write(log.read_text(errors="replace"))
+            return process.returncode or 124
+        time.sleep(0.05)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
