@@ -40,8 +40,8 @@ DIFFERENCES = """Four of them differ from mlx_lm:
 
 
 TURN = ", ".join(f"`{key}`" for key in Wishes.model_fields)
-FUSING = f"""A file with the key `fuse` [makes one model](results.md#qlora-fuse-one-model) of what another job has learned.
-Beside these keys it takes those of the queue: {TURN}.
+FUSING = f"""A file with the key `fuse` [makes one model](results.md#qlora-fuse-one-model) of what another job has
+learned. Beside these keys it takes those of the queue: {TURN}.
 """
 
 
