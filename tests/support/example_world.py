@@ -105,6 +105,9 @@ class World:
                     self.client.cancel(job.id)
                     self.client.wait(job.id, SECONDS)
                 shutil.rmtree(home.run(job.id).path)
+        for model in home.models.iterdir():
+            if model.name != "smollm2":
+                shutil.rmtree(model)
 
 
 class Page:
