@@ -21,9 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/qlora demo
 
-# Files are dealt to this many processes, the long ones first; the tests of one file stay together. One more than cores:
-# many tests wait for a daemon.
-JOBS ?= 3
+# Files are dealt to this many processes, the long ones first; the tests of one file stay together. Twice as many as
+# cores, for many tests wait for a daemon.
+JOBS ?= 4
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder

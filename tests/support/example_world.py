@@ -105,7 +105,7 @@ class World:
                     self.client.cancel(job.id)
                     self.client.wait(job.id, SECONDS)
                 shutil.rmtree(home.run(job.id).path)
-        for model in home.models.iterdir():
+        for model in home.models.glob("[!.]*"):
             if model.name != "smollm2":
                 shutil.rmtree(model)
 
