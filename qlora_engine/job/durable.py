@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,23 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_contents(folder: Path, synced: Callable[[], None] = lambda: None) -> None:
+    """Force the files of a folder to the disk, and the folder itself.
+
+    Args:
+        folder: holds files alone.
+        synced: is called after each, which may have taken minutes.
+    """
+    for file in folder.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            sync_file(descriptor)
+        finally:
+            os.close(descriptor)
+        synced()
+    sync_folder(folder)
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:

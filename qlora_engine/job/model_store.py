@@ -74,13 +74,7 @@ def publish(model: Path, home: Path, name: str, *, replace: bool = False) -> Pat
     """
     place = models_dir(home) / check_name(name)
     _check_free(place, replace)
-    for file in model.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            durable.sync_file(descriptor)
-        finally:
-            os.close(descriptor)
-    durable.sync_folder(model)
+    durable.sync_contents(model)
     old = place.with_name(f"{_OLD}{name}")
     if place.exists():
         place.rename(old)  # a crash from here on is mended by _tidy

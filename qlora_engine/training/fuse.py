@@ -10,8 +10,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from qlora_engine.training.best import save_best
 from qlora_engine.training.export_vocabulary import Metadata
 from qlora_engine.training.fused_model import add_to_models, write_provenance
 from qlora_engine.training.model import Base, count_parameters, load_base, put_adapters
+from qlora_engine.training.phases import phase
 from qlora_engine.training.runtime import Runtime
 from qlora_engine.training.tree import flat
 
@@ -106,12 +105,12 @@ class _Fusing:
         work.mkdir(parents=True)
         source = self.home.run(self.job.source)
         trained = ResolvedJob.load(source.spec)
-        with self._phase("load"):
+        with phase("load", self.log, self.pulse):
             base = load_base(trained, dequantize=False)
             weights = self._put(base, source, trained)
         self._check_room(base)
         about = self._gguf_metadata(base) if self.job.spec.export else None
-        with self._phase("fuse"):
+        with phase("fuse", self.log, self.pulse):
             layers = self._fuse_layers(base)
         self.log.emit(
             "model.fused",
@@ -120,14 +119,14 @@ class _Fusing:
             bits=None if self.job.spec.in_16_bits else base.bits,
             memory_gb=round(mx.get_active_memory() / memory.GIGA, 3),
         )
-        with self._phase("write"):
+        with phase("write", self.log, self.pulse):
             made = work / result.name
             made.mkdir()
             if about is None:
                 self._write_model(base, made)
             else:
                 self._write_gguf(base, about, made)
-            self._sync(made)
+            durable.sync_contents(made, lambda: self.pulse.beat(0))
             durable.move(made, result)
         shutil.rmtree(work, ignore_errors=True)
 
@@ -195,25 +194,6 @@ class _Fusing:
                 remedy="Make room: `qlora clean`.",
             )
 
-    def _sync(self, made: Path) -> None:
-        for file in made.iterdir():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                durable.sync_file(descriptor)
-            finally:
-                os.close(descriptor)
-            self.pulse.beat(0)
-        durable.sync_folder(made)
-
     def _add(self, result: Path) -> str | None:
         name = self.job.spec.add_as
         return str(add_to_models(result, self.home, name, self.run.id)) if name else None
-
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        """Say when a phase begins and ends."""
-        self.pulse.enter(name)
-        self.log.emit("phase.started", phase=name)
-        started = time.perf_counter()
-        yield
-        self.log.emit("phase.ended", phase=name, seconds=round(time.perf_counter() - started, 3))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -28,6 +26,7 @@ from qlora_engine.training.measured import Measured
 from qlora_engine.training.memory import GIGA
 from qlora_engine.training.model import Base, activation_type, add_adapters, count_parameters, load_base, vocabulary
 from qlora_engine.training.optimizer import build_optimizer
+from qlora_engine.training.phases import phase
 from qlora_engine.training.progress import Progress
 from qlora_engine.training.reporters import CLOSE_SECONDS, Reporters
 from qlora_engine.training.resume import Checkpoints
@@ -123,14 +122,14 @@ class _Run:
             if progress.saved < 0:
                 self._sample(checkpoints.step, base, prompts, "before")
         base.model.train()
-        with self._phase("train"):
+        with phase("train", self.log, self.pulse):
             progress = loop.run(progress)
         if not loop.complete(progress):
             return self._say_stopped(progress)
         check_learned(progress)
         kept = self._choose(checkpoints, progress)
         if self.job.spec.test:
-            with self._phase("test"):
+            with phase("test", self.log, self.pulse):
                 if loop.evaluate("test", self.job.spec.test_batches, progress.step) is None:
                     return self._say_stopped(progress)
         masters = tensor_file.on_host(flat(checkpoints.step.masters))
@@ -155,15 +154,15 @@ class _Run:
         _say_started(found, log)
         limits = memory.set_limits(job.spec.memory, log, self.memory_share)
         dropout = DropoutKey()
-        with self._phase("load"):
+        with phase("load", self.log, self.pulse):
             base = load_base(job)
             add_adapters(base, job.spec, dropout, recompute=layout.recompute)
             _say_loaded(job, base, log)
-        with self._phase("data"):
+        with phase("data", self.log, self.pulse):
             data = read_data(job, base, layout, beat=lambda: self.pulse.beat(0), cache=self.cache, log=log)
             plan = plan_of(job, data.documents)
             say_data(job, data, plan, log)
-        with self._phase("measure"):
+        with phase("measure", self.log, self.pulse):
             choices = Choices(job.spec, self.run, log, self.known, lambda: self.pulse.beat(0))
             found = choices.products(found, base, plan, limits)
             found = choices.recomputation(found, base, plan, limits)
@@ -205,21 +204,12 @@ class _Run:
         self, step: TrainingStep, base: Base, prompts: list[samples.Prompt], when: Literal["before", "after"]
     ) -> None:
         if prompts:
-            with self._phase("sample"):
+            with phase("sample", self.log, self.pulse):
                 samples.answer(step.sync_model(), base.tokenizer, prompts, stop=self.stop, when=when, log=self.log)
 
     def _say_stopped(self, progress: Progress) -> Outcome:
         self.log.emit("training.stopped", step=progress.step)
         return Outcome.STOPPED
-
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        """Say when a phase begins and ends."""
-        self.pulse.enter(name)
-        self.log.emit("phase.started", phase=name)
-        started = time.perf_counter()
-        yield
-        self.log.emit("phase.ended", phase=name, seconds=round(time.perf_counter() - started, 3))
 
 
 def check_learned(progress: Progress) -> None:
