@@ -37,8 +37,9 @@ class Wanted:
 class CheckpointWriter:
     """Writes one at a time, in a thread that does not touch MLX.
 
-    A snapshot is looked at when `poll` or `settle` is called next: after a window that was begun behind it has been
-    waited for, it is there, and training has not waited.
+    What the GPU has copied is looked at when `poll` or `settle` is called next: after a window that was begun behind
+    it has been waited for, it is there, and training has not waited. Anything else is copied at once: held, it would add
+    to the peak of the next window.
     """
 
     def __init__(self, job: ResolvedJob, run: RunFolder, log: EventLog) -> None:
@@ -50,6 +51,8 @@ class CheckpointWriter:
     def begin(self, snapshot: Snapshot, wanted: Wanted) -> None:
         """Write this one; the one before must be settled."""
         self._next = (snapshot, wanted)
+        if not snapshot.copied:
+            self._hand_over()
 
     def poll(self) -> None:
         """Go on with what was begun, and say that it has been written, if it has.

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, at one moment: kept as it was while training goes on, and read without MLX."""
+"""What a checkpoint holds, at one moment: kept as it was while training goes on, and written without MLX."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from qlora_engine.training.device import on_cuda
 class Snapshot:
     """Arrays that nothing changes any more.
 
-    Where the GPU shares the processor's memory nothing is copied: MLX's arrays never change, and those that are held
-    here are not reused. MLX's CUDA backend moves an array to the host, page by page, when the host reads it, and back
-    when the GPU does: 0.2 s for the 0.5 GB of a 7B model's adapters and optimizer on an H200, and the next step waits
-    for what it reads. So there the GPU makes a copy first, which takes it a millisecond, and does not read it again.
+    MLX's CUDA backend moves an array to the host, page by page, when the host reads it, and back when the GPU does:
+    0.2 s for the 0.5 GB of a 7B model's adapters and optimizer on an H200, and the next step waits for what it reads.
+    So there the GPU makes a copy first, which takes it a millisecond, and does not read it again; another thread has
+    the pages moved. Elsewhere the host copies what it can read as it is.
 
     Args:
         arrays: few and long.
@@ -27,6 +27,7 @@ class Snapshot:
         self, arrays: Mapping[str, mx.array], apart: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     ) -> None:
         self._arrays, self._apart = dict(arrays), apart
+        self.copied = False  # by the GPU: it need not be read at once
 
     @property
     def size(self) -> int:
@@ -34,13 +35,15 @@ class Snapshot:
         return sum(array.nbytes for array in self._arrays.values())
 
     def copy_if_moved(self) -> None:
-        """Have the GPU begin with the copy, where one is needed. It takes as much memory again."""
+        """Have the GPU begin with a copy, where one is needed. It takes as much memory again."""
         if on_cuda():
             # Not + 0, which makes 0 of -0.
             self._arrays = {name: array * mx.array(1, array.dtype) for name, array in self._arrays.items()}
+            self.copied = True
             mx.async_eval(list(self._arrays.values()))
 
     def on_host(self) -> dict[str, np.ndarray]:
-        """Wait until it is computed, and look at it: views, which any thread may read while this object is there."""
+        """Wait until it is computed; what any thread may read while this object is there."""
         mx.eval(list(self._arrays.values()))
-        return self._apart({name: np.asarray(array) for name, array in self._arrays.items()})
+        read = np.asarray if self.copied else np.array
+        return self._apart({name: read(array) for name, array in self._arrays.items()})

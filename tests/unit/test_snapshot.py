@@ -16,7 +16,7 @@ from support.small import assert_same, llama_model, lora_model, state, targets, 
 KEY = step_key(7, 7)
 
 
-@pytest.mark.parametrize("copied", [False, True], ids=["held", "copied by the GPU"])
+@pytest.mark.parametrize("copied", [False, True], ids=["copied by the host", "copied by the GPU"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_snapshot_stays_as_it_was_while_training_goes_on(
     monkeypatch: pytest.MonkeyPatch, optimizer: str, copied: bool
@@ -29,11 +29,12 @@ def test_a_snapshot_stays_as_it_was_while_training_goes_on(
     before = state(step)
     taken = step.snapshot()
     taken.copy_if_moved()
-    views = taken.on_host()
+    assert taken.copied is copied
+    found = taken.on_host()
     for seed in range(3):
         step.micro_batch(targets(3, 12, seed), KEY)
         step.update()
-    assert_same(views, before)
+    assert_same(found, before)
     assert taken.size >= sum(array.nbytes for array in before.values())
     with pytest.raises(AssertionError):
         assert_same(state(step), before)
