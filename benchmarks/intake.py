@@ -87,6 +87,7 @@ def measure(folder: Path, jobs: int, files: int, redis_url: str | None) -> dict[
             result["daemon_mb_in_the_end"] = round(psutil.Process(daemon.process.pid).memory_info().rss / 1e6)
             daemon.stop()
             result["start_seconds"] = round(timed(lambda: start(daemon)), 2)
+            result["daemon_mb_after_a_start"] = round(psutil.Process(daemon.process.pid).memory_info().rss / 1e6)
             daemon.stop()
         finally:
             daemon.end()

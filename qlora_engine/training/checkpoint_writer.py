@@ -38,8 +38,8 @@ class CheckpointWriter:
     """Writes one at a time, in a thread that does not touch MLX.
 
     What the GPU has copied is looked at when `poll` or `settle` is called next: after a window that was begun behind
-    it has been waited for, it is there, and training has not waited. Anything else is copied at once: held, it would add
-    to the peak of the next window.
+    it has been waited for, it is there, and training has not waited. Anything else is copied at once: held, it would
+    add to the peak of the next window.
     """
 
     def __init__(self, job: ResolvedJob, run: RunFolder, log: EventLog) -> None:
