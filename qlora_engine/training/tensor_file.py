@@ -64,8 +64,3 @@ def write(path: Path, arrays: Arrays, metadata: Mapping[str, str] | None = None)
         file.flush()
         durable.sync_file(file.fileno())
     return digest.hexdigest()
-
-
-def size_of(arrays: Mapping[str, mx.array]) -> int:
-    """Bytes."""
-    return sum(array.nbytes for array in arrays.values())

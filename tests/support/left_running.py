@@ -7,12 +7,14 @@ SAYS is a pattern. Its process id becomes the name of a file in FOLDER, which ho
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from support.service import NotInTime, wait_until
 
 SECONDS = 30.0
 
@@ -26,13 +28,16 @@ def main(arguments: Sequence[str]) -> int:
             arguments[3:], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     log = unnamed.rename(Path(folder) / str(process.pid))
-    end = time.monotonic() + SECONDS
-    while not re.search(says, log.read_text(errors="replace")):
-        if process.poll() is not None or time.monotonic() > end:
-            sys.stdout.write(log.read_text(errors="replace"))
-            return process.returncode or 124
-        time.sleep(0.05)
-    return 0
+
+    def is_ready() -> bool:
+        return re.search(says, log.read_text(errors="replace")) is not None
+
+    with contextlib.suppress(NotInTime):
+        wait_until("it says that it is ready", lambda: is_ready() or process.poll() is not None, SECONDS)
+    if is_ready():
+        return 0
+    sys.stdout.write(log.read_text(errors="replace"))
+    return process.poll() or 124
 
 
 if __name__ == "__main__":

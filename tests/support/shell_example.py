@@ -24,11 +24,11 @@ LEFT_RUNNING: Mapping[str, str] = {
     r"python -m mlx_lm[ .]server .*": r"Starting httpd",
     r"valkey-server .*": r"Ready to accept connections",
 }
-# Programs that serve a home get one of their own: the page's is served already.
 # What is done after a command: `qlora init` has 16 layers trained, and the model here has two.
 AFTERWARDS: Mapping[str, str] = {
     r"(?:\S*/)?qlora init (?P<folder>\S+).*": "sed -i 's/^num_layers: 16/num_layers: -1/' {folder}/job.yaml",
 }
+# Programs that serve a home get one of their own: the page's is served already.
 OWN_HOME = re.compile(r"(\S*/)?qlorad")
 
 

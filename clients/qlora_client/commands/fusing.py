@@ -8,7 +8,6 @@ import typer
 
 from qlora_client.commands.common import AsJson, JobId, make_client, note, print_json
 from qlora_client.commands.submitting import say_left
-from qlora_engine.job.errors import Exit
 from qlora_engine.job.states import State
 
 if TYPE_CHECKING:
@@ -90,10 +89,7 @@ def _hand_over(client: Client, job: str, letter: Letter, *, exports: bool, wait:
     source = client.job(job)
     submitted = client.send_or_leave(letter)
     if not isinstance(submitted, str):
-        say_left(submitted, client.home, as_json=as_json)
-        if wait:
-            note("There is nothing to wait for until then.")
-            raise typer.Exit(Exit.TEMPFAIL)
+        say_left(submitted, client.home, wait=wait, as_json=as_json)
         return
     run = client.run(submitted)
     result = run.gguf if exports else run.model

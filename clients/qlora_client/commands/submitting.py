@@ -64,10 +64,7 @@ def submit(
     client = make_client()
     submitted = client.submit_or_leave(file, overrides=overrides, again=again)
     if not isinstance(submitted, str):
-        say_left(submitted, client.home, as_json=as_json)
-        if wait:
-            note("There is nothing to wait for until then.")
-            raise typer.Exit(Exit.TEMPFAIL)
+        say_left(submitted, client.home, wait=wait, as_json=as_json)
         return
     if not as_json:
         typer.echo(submitted)
@@ -106,8 +103,8 @@ def _follow_group(client: Client, group: Group, *, hold: bool, wait: bool, as_js
     raise typer.Exit(group_exit_code(ended))
 
 
-def say_left(left: LeftBehind, home: Home, *, as_json: bool) -> None:
-    """Say that a job lies in the watched folder, and why."""
+def say_left(left: LeftBehind, home: Home, *, wait: bool, as_json: bool) -> None:
+    """Say that a job lies in the watched folder, and why; an error for whoever would wait for its end."""
     from qlora_engine.job.lock import holder_of
 
     if as_json:
@@ -117,6 +114,9 @@ def say_left(left: LeftBehind, home: Home, *, as_json: bool) -> None:
         note("Start the daemon: qlorad. Then look: qlora ls")
     else:
         note("The daemon runs, so that should not be for long. Why it does not answer: qlora doctor")
+    if wait:
+        note("There is nothing to wait for until then.")
+        raise typer.Exit(Exit.TEMPFAIL)
 
 
 def validate(file: JobFile, values: Set = None, as_json: AsJson = False) -> None:
