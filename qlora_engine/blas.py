@@ -64,13 +64,22 @@ def training_environment(cpu_blas: str, run: RunFolder | None) -> dict[str, str]
         library = find_library(cpu_blas)
         if library is None:
             return {}
-        blas = Blas(str(library), len(os.sched_getaffinity(0)))
+        blas = Blas(str(library), _threads())
     before = os.environ.get("LD_PRELOAD", "")
     preload = before if blas.library in before.split(":") else ":".join(filter(None, (blas.library, before)))
     variables = {"LD_PRELOAD": preload, "OPENBLAS_NUM_THREADS": str(blas.threads)}
     if blas.core:
         variables["OPENBLAS_CORETYPE"] = blas.core
     return variables
+
+
+def _threads() -> int:
+    """What OPENBLAS_NUM_THREADS says, as for any other program, or a thread for each core that is ours.
+
+    OpenBLAS's threads wait for one another by spinning: more of them than cores, and training takes many times as long.
+    """
+    said = os.environ.get("OPENBLAS_NUM_THREADS", "")
+    return int(said) if said.isdecimal() and int(said) else len(os.sched_getaffinity(0))
 
 
 def recorded(run: RunFolder) -> Blas | None:

@@ -43,7 +43,10 @@ class Snapshot:
             mx.async_eval(list(self._arrays.values()))
 
     def on_host(self) -> dict[str, np.ndarray]:
-        """Wait until it is computed; what any thread may read while this object is there."""
+        """Wait until it is computed; what any thread may read while this object is there. To be called once."""
         mx.eval(list(self._arrays.values()))
-        read = np.asarray if self.copied else np.array
-        return self._apart({name: read(array) for name, array in self._arrays.items()})
+        if self.copied:
+            return self._apart({name: np.asarray(array) for name, array in self._arrays.items()})
+        copies = {name: np.array(array) for name, array in self._arrays.items()}
+        self._arrays = {}  # held while they are written, they would add to what the next windows need
+        return self._apart(copies)

@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import psutil
+
 _TO_ROW = re.compile(r"\x1b\[(\d+);1H\x1b\[2K([^\x1b]*(?:\x1b\[[0-9;]*m[^\x1b]*)*)")
 # Only a terminal that controls the session sends signals: for Ctrl-C, and when its size changes.
 _PROGRAM = """
@@ -64,6 +66,18 @@ class Terminal:
 
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
+
+    def interrupt(self, seconds: float = 20.0) -> None:
+        """Ctrl-C, when the program waits for a key.
+
+        Between its prompt and its wait a signal would have to wait for the next key: Python looks for signals when the
+        wait is interrupted.
+        """
+        end = time.monotonic() + seconds
+        while psutil.Process(self.process.pid).status() != psutil.STATUS_SLEEPING:
+            assert time.monotonic() < end, f"it does not wait for a key: {self.said[-500:]!r}"
+            self._read(0.01)
+        self.type("\x03")
 
     def resize(self, columns: int, lines: int) -> None:
         """As a window does that is pulled larger: the program is told by a signal."""

@@ -47,12 +47,23 @@ def test_off_changes_nothing() -> None:
 
 def test_a_path_is_taken_as_it_is(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Absolute, since the training process may start elsewhere."""
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     assert blas.training_environment(str(library), None) == {
         "LD_PRELOAD": str(library),
         "OPENBLAS_NUM_THREADS": str(len(os.sched_getaffinity(0))),
     }
     monkeypatch.chdir(library.parent)
     assert blas.find_library(library.name) == library
+
+
+@pytest.mark.parametrize(("said", "threads"), [("1", 1), ("", None), ("0", None), ("many", None)])
+def test_the_variable_that_openblas_itself_knows_says_how_many_threads(
+    library: Path, monkeypatch: pytest.MonkeyPatch, said: str, threads: int | None
+) -> None:
+    """Who shares a machine sets it for all programs; what is no number of threads is a thread for each core."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", said)
+    wanted = str(threads or len(os.sched_getaffinity(0)))
+    assert blas.training_environment(str(library), None)["OPENBLAS_NUM_THREADS"] == wanted
 
 
 @pytest.mark.parametrize("choice", ["/nowhere/libopenblas.so", "/tmp", "yes", ""])
@@ -72,8 +83,9 @@ def test_a_path_that_cannot_be_preloaded_is_a_bad_setting(tmp_path: Path, name: 
         blas.find_library(str(tmp_path / name))
 
 
-def test_auto_finds_a_library_that_loads() -> None:
+def test_auto_finds_a_library_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it finds must be one that this machine can use."""
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     found = blas.find_library("auto")
     if found is None:
         pytest.skip("no OpenBLAS here")

@@ -45,14 +45,14 @@ def test_it_asks_for_what_is_not_given_and_again_for_what_cannot_be(
     assert (found["name"], found["model"], found["data"]) == ("poems", "smollm2", str(rows))
 
 
-@pytest.mark.parametrize("key", ["\x03", "\x04"])
+@pytest.mark.parametrize("key", ["C", "D"])
 def test_ctrl_c_and_ctrl_d_end_the_questions_and_nothing_is_written(
     environment: dict[str, str], tmp_path: Path, key: str
 ) -> None:
     """Who changes his mind leaves no half of a job behind, and reads no traceback."""
     with in_terminal(["init", "first", "--name", "x"], environment) as terminal:
         terminal.wait_for_text("Model [smollm2]: ")
-        terminal.type(key)
+        terminal.interrupt() if key == "C" else terminal.type("\x04")
         assert terminal.wait() == 130
     assert "Nothing was done." in terminal.said
     assert not (tmp_path / "first").exists()
