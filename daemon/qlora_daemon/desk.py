@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from pydantic import ValidationError
 
 from qlora_daemon.admission import Admission
@@ -15,10 +17,27 @@ from qlora_worker.queue import TROUBLE, Received, Requests
 
 
 class Desk:
-    """Carries out requests. Each can come again after a fault, and is then only answered again."""
+    """Carries out requests. Each can come again after a fault, and is then only answered again.
 
-    def __init__(self, requests: Requests, health: QueueHealth, log: EventLog) -> None:
+    Args:
+        requests: their stream.
+        health: is told when Redis does not answer.
+        log: the service log.
+        answered: is told which entries of the stream have been answered.
+        forgotten: is told that answers could not be sent.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        health: QueueHealth,
+        log: EventLog,
+        *,
+        answered: Callable[[Iterable[str]], None],
+        forgotten: Callable[[], None],
+    ) -> None:
         self._requests, self._health, self._log = requests, health, log
+        self._answered, self._forgotten = answered, forgotten
         self._answers: list[tuple[Received, Answer]] = []
 
     def carry_out(self, received: Received, admission: Admission, orders: Orders) -> None:
@@ -41,6 +60,9 @@ class Desk:
             self.reply(received, Answer.refused(error))
         except OSError as error:
             self.reply(received, Answer.refused(refused_by_system(error)))
+        except Exception as error:  # noqa: BLE001  # whoever asked must not wait for an answer that never comes
+            self._log.emit("internal.error", doing=f"carrying out {request.kind}", error=_named(error))
+            self.reply(received, Answer.refused(QloradError(f"The daemon cannot {request.kind} this: a bug in it.")))
 
     def reply(self, received: Received, answer: Answer) -> None:
         """Answer, at the next `send`."""
@@ -54,8 +76,10 @@ class Desk:
         try:
             self._requests.answer(answers)
         except TROUBLE as error:
-            self._health.failed(f"{type(error).__name__}: {error}")
+            self._health.failed(_named(error))
+            self._forgotten()
             return
+        self._answered(received.entry for received, _ in answers)
         for received, answer in answers:
             self._log.emit("request.answered", request=received.key, ok=answer.ok, what=answer.what or answer.job or "")
 
@@ -65,3 +89,7 @@ def _not_understood(problem: str) -> JobRejected:
         f"The request cannot be understood: {problem}.",
         remedy="Use a client of the daemon's version (`qlora --version`, `qlorad --version`).",
     )
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -19,6 +19,7 @@ from qlora_engine.job.examine import ExamineRequest, Verdict, as_line
 
 LIMIT_SECONDS = 600.0  # reading some ten gigabytes of data
 CLAIMS_EACH = 50_000  # examined by one process, so that whatever it gathers is given back
+LINGER_SECONDS = 1.0  # that a process waits for another claim: its start costs as much as hundreds of them
 AHEAD_BYTES = 12_000  # of requests that are sent before they are answered; a pipe holds 16,384 at least
 SURVEY = "qlora_engine.training.survey"
 
@@ -79,7 +80,11 @@ class Examiner(threading.Thread):
         while process.answered < CLAIMS_EACH:
             sent = self._send(process, waiting, sent)
             if not waiting:
-                return
+                claim = self._next(LINGER_SECONDS)
+                if claim is None:
+                    return
+                waiting.append(self._waiting(claim))
+                continue
             claim, over = waiting[0].claim, True
             try:
                 verdict, over = process.receive(self._limit), False
@@ -117,9 +122,9 @@ class Examiner(threading.Thread):
             ahead += len(request)
             sent += 1
 
-    def _next(self) -> Claim | None:
+    def _next(self, seconds: float = 0.0) -> Claim | None:
         try:
-            claim = self._claims.get_nowait()
+            claim = self._claims.get(timeout=seconds) if seconds else self._claims.get_nowait()
         except Empty:
             return None
         if claim is None:

@@ -125,7 +125,14 @@ class Service:
             boot=boot_id(),
         )
         self._orders = Orders(home, self._jobs, self._runner, self._log)
-        self._desk = Desk(Requests(quick, keys), self._health, self._log)
+        self._intake = Intake(Requests(connect(settings, timeout=BLOCK_SECONDS + 3), keys), post)
+        self._desk = Desk(
+            Requests(quick, keys),
+            self._health,
+            self._log,
+            answered=self._intake.answered,
+            forgotten=self._intake.forgotten,
+        )
         self._examiner = Examiner(home.path, post, module=examiner_module)
         self._upkeep = Upkeep(home, keep_rejected=settings.keep_rejected, post=post)
         self._admission = Admission(
@@ -137,7 +144,6 @@ class Service:
             rejected=self._upkeep.trim_rejected,
         )
         self._inbox = Inbox(home.jobs, settle_seconds=settings.settle_seconds, post=post)
-        self._intake = Intake(Requests(connect(settings, timeout=BLOCK_SECONDS + 3), keys), post)
         self._children = Children(settings, worker_command, health=self._health, log=self._log, post=post)
         self._reconciler = Reconciler(
             home, self._jobs, self._runner, connection=quick, keys=keys, health=self._health, log=self._log

@@ -74,6 +74,26 @@ def test_what_waits_together_shares_a_process_and_what_ends_it_ends_alone(
     assert said["d"].startswith("d ")
 
 
+def test_a_claim_that_comes_a_moment_later_finds_the_process_still_there(
+    home: Home, mail: tuple[SimpleQueue[Message], Examiner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that are submitted one after another need not wait for a start each; and a stop does not wait for more."""
+    monkeypatch.setattr("qlora_daemon.examiner.LINGER_SECONDS", 60.0)
+    box, examiner = mail
+    examiner.start()
+    said = []
+    for text in ("a", "b"):
+        examiner.hand_over(claim_request(home, f"{text:0>32}", Submission(text=text, name="j.yaml", base="/")))
+        message = box.get(timeout=30)
+        assert isinstance(message, Examined)
+        assert isinstance(message.verdict, JobRejected)
+        said.append(message.verdict.what.split()[1])
+    assert said[0] == said[1]
+    examiner.stop()
+    examiner.join(10)
+    assert not examiner.is_alive()
+
+
 # Admitting
 
 

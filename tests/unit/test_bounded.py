@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from qlora_daemon import valkey
 from qlora_daemon.mail import Message, RejectedTrimmed
 from qlora_daemon.rejections import Entry, beyond, trim
 from qlora_daemon.upkeep import Upkeep
@@ -21,12 +20,12 @@ from qlora_engine.job.disposal import REMOVED, bytes_of
 from qlora_engine.job.folder import Home
 from qlora_engine.training.thinning import WHOLE, is_written
 from qlora_worker import output
-from qlora_worker.connection import Keys, connect, keys_of
+from qlora_worker.connection import Keys
 from qlora_worker.messages import Answer
 from qlora_worker.output import KEPT_BYTES, MOST_BYTES, keep_short
-from qlora_worker.queue import ANSWER_TTL_SECONDS, MOST_REQUESTS, TTL_SECONDS, JobQueue, Requests, new_key
-from qlora_worker.settings import Settings
-from support.service import short_home, wait_until
+from qlora_worker.queue import ANSWER_TTL_SECONDS, FIRST, MOST_REQUESTS, TTL_SECONDS, JobQueue, Requests, new_key
+from support.server import valkey_server
+from support.service import wait_until
 
 # rejected/
 
@@ -77,18 +76,8 @@ def test_the_daemon_trims_and_says_so(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[Redis, Keys, Home]]:
-    """Valkey as the daemon starts it."""
-    with short_home() as folder:
-        settings = Settings(home=folder, redis_url=None)
-        home = settings.folders
-        home.make()
-        process = subprocess.Popen(valkey.command(home), stdout=subprocess.DEVNULL)
-        try:
-            wait_until("the server answers", lambda: valkey.answers(settings))
-            yield connect(settings, timeout=5.0), keys_of(settings), home
-        finally:
-            process.terminate()
-            process.wait(10)
+    with valkey_server() as started:
+        yield started
 
 
 def test_answered_requests_leave_nothing_that_does_not_expire(server: tuple[Redis, Keys, Home]) -> None:
@@ -102,7 +91,7 @@ def test_answered_requests_leave_nothing_that_does_not_expire(server: tuple[Redi
     received = requests.receive(1.0)
     requests.answer((one, Answer.done(None, "")) for one in received)
     assert connection.xlen(keys.requests) == 0
-    assert requests.pending() == []
+    assert requests.unanswered(FIRST, 10) == ([], None)
     lives = [connection.ttl(keys.answer(one.key)) for one in received]
     assert all(0 < seconds <= ANSWER_TTL_SECONDS for seconds in lives)
 

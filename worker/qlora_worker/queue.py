@@ -30,6 +30,8 @@ MOST_REQUESTS = 10_000  # that wait for an answer
 TTL_SECONDS = 3600  # what a crash leaves behind in Redis goes away by itself
 MAX_NAMES = 1000  # in a list that holds one
 GROUP = "daemon"
+FIRST = "0"  # before every entry of a stream
+RECEIVED_AT_ONCE = 500
 ANSWER_TTL_SECONDS = 600
 TROUBLE = (redis.exceptions.RedisError, OSError)
 
@@ -145,6 +147,17 @@ class Received:
     request: Request | None
     problem: str = ""
 
+    @property
+    def is_submission(self) -> bool:
+        """Whether a job is submitted."""
+        return self.request is not None and self.request.kind == "submit"
+
+
+def just_before(entry: str) -> str:
+    """The greatest id that a stream's entry before this one can have; ids are milliseconds and a number of 64 bits."""
+    milliseconds, number = (int(part) for part in entry.split("-"))
+    return f"{milliseconds}-{number - 1}" if number else f"{milliseconds - 1}-{2**64 - 1}"
+
 
 class Requests:
     """The stream of requests: clients ask, the daemon receives and answers."""
@@ -213,13 +226,22 @@ class Requests:
             if not str(error).startswith("BUSYGROUP"):
                 raise
 
-    def pending(self) -> list[Received]:
-        """What was received but not answered: a daemon ended, or Redis went away, in between."""
-        return self._read("0", block=None)
+    def unanswered(self, after: str, count: int) -> tuple[list[Received], str | None]:
+        """A page of what was received and not answered: left for later, or a daemon ended or Redis went away.
+
+        Args:
+            after: the entry before the page; `FIRST` for the first page.
+            count: most requests of a page.
+
+        Returns:
+            The page, oldest first, and the entry that the next one is after, or None when this was the last.
+        """
+        page = self._read(after, count, block=None)
+        return page, page[-1].entry if len(page) == count else None
 
     def receive(self, block_seconds: float) -> list[Received]:
         """Wait for new requests, at most `block_seconds`, which must be less than the connection's limit."""
-        return self._read(">", block=max(1, int(block_seconds * 1000)))
+        return self._read(">", RECEIVED_AT_ONCE, block=max(1, int(block_seconds * 1000)))
 
     def answer(self, answers: Iterable[tuple[Received, Answer]]) -> None:
         """Answer requests and take them off the stream, all at once."""
@@ -231,9 +253,9 @@ class Requests:
                 pipeline.xdel(self._keys.requests, received.entry)
             pipeline.execute()
 
-    def _read(self, start: str, *, block: int | None) -> list[Received]:
+    def _read(self, start: str, count: int, *, block: int | None) -> list[Received]:
         # One consumer name: the daemon's lock on its home leaves room for one reader.
-        reply: Any = self._connection.xreadgroup(GROUP, GROUP, {self._keys.requests: start}, count=1000, block=block)
+        reply: Any = self._connection.xreadgroup(GROUP, GROUP, {self._keys.requests: start}, count=count, block=block)
         streams = reply.values() if isinstance(reply, dict) else [entries for _, entries in reply or []]
         return [_parse(entry) for entries in streams for entry in _flat(entries)]
 
