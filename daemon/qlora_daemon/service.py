@@ -17,7 +17,6 @@ from qlora_daemon.boot import boot_id
 from qlora_daemon.children import Children
 from qlora_daemon.clocks import Clocks, Gap, gap
 from qlora_daemon.desk import Desk
-from qlora_daemon.dispatcher import Conditions, next_job, to_stop
 from qlora_daemon.examiner import SURVEY, Examiner
 from qlora_daemon.inbox import Inbox
 from qlora_daemon.intake import BLOCK_SECONDS, Intake
@@ -44,6 +43,7 @@ from qlora_daemon.orders import Orders
 from qlora_daemon.queue_health import QueueHealth
 from qlora_daemon.reconciler import Reconciler
 from qlora_daemon.runner import Runner
+from qlora_daemon.scheduler import Scheduler
 from qlora_daemon.upkeep import Upkeep
 from qlora_engine import __version__
 from qlora_engine.job import lock
@@ -53,7 +53,6 @@ from qlora_engine.job.formats import NewerFormat
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.service_status import ServiceStatus
 from qlora_engine.job.states import State
-from qlora_engine.job.turn import standing
 from qlora_worker.connection import connect, keys_of
 from qlora_worker.queue import TROUBLE, JobQueue, Requests
 from qlora_worker.settings import Settings, unknown_variables
@@ -155,11 +154,20 @@ class Service:
             log=self._log,
             runs=home.runs,
         )
+        self._scheduler = Scheduler(
+            self._jobs,
+            self._runner,
+            gpu_lock=settings.gpu_lock_path,
+            orders=self._orders,
+            neighbour=self._neighbour,
+            children=self._children,
+            health=self._health,
+            log=self._log,
+        )
         self._clocks = Clocks.now()
         self._started, self._status = utc_now(), ServiceStatus.none()
         self._stop_signals: list[int] = []
         self._was_up = False
-        self._gpu_holder: dict[str, object] | None = None
         self._not_before = 0.0
         self._look_due = 0.0
 
@@ -234,10 +242,10 @@ class Service:
         self._observers.publish(self._jobs, self._children.statuses, queue_answers=self._health.is_up)
         if now >= self._look_due:
             self._look_due = now + LOOK_SECONDS
-            self._unblock()
-            self._stop_what_must()
+            self._scheduler.unblock()
+            self._scheduler.stop_what_must()
         if not self._runner.is_active:
-            self._dispatch()
+            self._scheduler.dispatch()
 
     def _say_status(self) -> None:
         """Write down how the service stands, for `qlora status`, when that has changed."""
@@ -258,49 +266,6 @@ class Service:
 
     def _reconcile(self, now: float) -> None:
         self._reconciler.look_if_due(now, self._children.worker_pid)
-
-    def _unblock(self) -> None:
-        """Let jobs go on whose others are done, and hold those whose others did not end well."""
-        for job in self._jobs:
-            if job.state is State.BLOCKED:
-                stands = standing(job, self._jobs.get)
-                if stands.state is not State.BLOCKED:
-                    self._jobs.move(job.id, stands.state, stands.reason)
-
-    def _stop_what_must(self) -> None:
-        if self._runner.is_active:
-            stop = to_stop(list(self._jobs), utc_now(), self._conditions(gpu_free=True))
-            if stop is not None:
-                self._runner.stop(stop)
-
-    def _conditions(self, *, gpu_free: bool) -> Conditions:
-        return Conditions(
-            queue_answers=self._health.is_up and self._children.worker is not None,
-            gpu_free=gpu_free,
-            resting=self._runner.resting,
-            paused=self._orders.is_paused,
-            hindrances=self._neighbour.hindrances(),
-            looked=self._neighbour.is_known,
-        )
-
-    def _dispatch(self) -> None:
-        waiting = any(job.state is State.QUEUED for job in self._jobs)
-        if not waiting:
-            return
-        worker = self._children.worker
-        job = next_job(list(self._jobs), utc_now(), self._conditions(gpu_free=self._is_gpu_free()))
-        if job is not None and worker is not None:
-            try:
-                self._runner.dispatch(job, worker)
-            except TROUBLE as error:
-                self._health.failed(f"{type(error).__name__}: {error}")
-
-    def _is_gpu_free(self) -> bool:
-        holder = lock.holder_of(self._settings.gpu_lock_path)
-        if holder and holder != self._gpu_holder:
-            self._log.emit("gpu.busy", holder=holder)
-        self._gpu_holder = holder
-        return holder is None
 
     def _pause(self) -> float:
         """Seconds until something is to be looked at that does not come as a message."""
