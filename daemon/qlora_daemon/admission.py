@@ -101,6 +101,7 @@ class Admission:
         self._appeared: dict[str, Draft] = {}  # of claims that are still open
         self._asked: dict[str, list[Received]] = {}
         self._verdicts: list[Examined] = []
+        self._refused: dict[str, str] = {}  # open claims that cannot be settled now, and why
         self._not_before = 0.0
 
     def resume(self) -> None:
@@ -202,7 +203,9 @@ class Admission:
         try:
             self._settle([verdict])
         except OSError as error:
-            self._say_trouble(f"admitting {self._open[verdict.key].name}", error)
+            if self._refused.get(verdict.key) != str(error):  # said once, for it may be refused all night
+                self._refused[verdict.key] = str(error)
+                self._say_trouble(f"admitting {self._open[verdict.key].name}", error)
             return False
         except Exception as error:  # noqa: BLE001  # a bug: it would be the same the next time
             claim = self._open[verdict.key]
@@ -370,5 +373,6 @@ class Admission:
     def _close(self, claim: Claim, answer: Answer) -> None:
         del self._open[claim.key]
         self._appeared.pop(claim.key, None)
+        self._refused.pop(claim.key, None)
         for received in self._asked.pop(claim.key, []):
             self._reply(received, answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -96,7 +97,7 @@ class DeletedInbox(Fault):
 
     def strike(self, world: World) -> None:
         jobs = world.daemon.home.jobs
-        wait_until("nothing waits in it", lambda: not [p for p in jobs.iterdir() if p.suffix == ".json"], 30)
+        wait_until("nothing waits in it", lambda: _is_settled(world), 30)
         if world.mounted:
             subprocess.run(["umount", "-l", str(jobs)], check=True)
         shutil.rmtree(jobs)
@@ -107,6 +108,12 @@ class DeletedInbox(Fault):
         world.drop(priority=-world.dropped)
 
 
+def _is_settled(world: World) -> bool:
+    """Whether no job would go with the watched folder: none was dropped or claimed that is not accepted yet."""
+    home = world.daemon.home
+    return not [path for path in home.jobs.iterdir() if path.suffix == ".json"] and not os.listdir(home.taking)  # noqa: PTH208
+
+
 class MissingMount(Fault):
     name = "The watched folder's disk is unplugged for 3 s"
     may_trouble = True
@@ -115,7 +122,7 @@ class MissingMount(Fault):
 
     def strike(self, world: World) -> None:
         jobs = world.daemon.home.jobs
-        wait_until("nothing waits in it", lambda: not [p for p in jobs.iterdir() if p.suffix == ".json"], 30)
+        wait_until("nothing waits in it", lambda: _is_settled(world), 30)
         subprocess.run(["umount", "-l", str(jobs)], check=True)
         time.sleep(FULL_SECONDS)  # the fault itself
         mount(jobs)

@@ -237,6 +237,22 @@ def test_a_job_that_is_to_be_held_is_held_before_anybody_sees_it(home: Home) -> 
     assert [event["to"] for event in said if event["event"] == "job.state"] == [State.HELD]
 
 
+def test_what_the_disk_refuses_all_night_is_said_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each five seconds it would fill the log, and the disk with it."""
+    monkeypatch.setattr("qlora_daemon.admission.AGAIN_SECONDS", 0.0)
+    desk = Desk(home)
+    desk.drop("one.yaml", Daemon(home.path).text(name="one"))
+    path = desk.claims[0].job_file
+    desk.give_verdicts()
+    path.rename(home.path / "hidden")
+    for _ in range(3):
+        desk.admission.settle()
+    assert [event["event"] for event in desk.events].count("internal.error") == 1
+    path.mkdir()  # another reason
+    desk.admission.settle()
+    assert [event["event"] for event in desk.events].count("internal.error") == 2
+
+
 def test_what_the_disk_refuses_is_tried_again_and_holds_up_nobody(home: Home) -> None:
     """A disk that is full for a minute must not cost the jobs that were dropped in it."""
     desk, text = Desk(home), Daemon(home.path).text
