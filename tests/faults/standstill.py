@@ -97,18 +97,20 @@ class Orphan(Fault):
 
     def strike(self, world: World) -> None:
         orphan = world.wait_for_process("training")
-        worker, others = world.wait_for_process("worker"), world.daemon.processes()
-        for process in others:
-            if process.pid not in (orphan.pid, worker.pid):
-                with_no_such(process, signal.SIGKILL)
+        worker, daemon = world.wait_for_process("worker"), world.wait_for_process("daemon")
+        others = [process for process in world.daemon.processes() if process.pid != orphan.pid]
+        # The daemon first: it must not see its worker go, and the worker would pass on that its daemon has gone.
+        daemon.suspend()
         # Stopped before its worker is gone, it would get a SIGHUP then, as every stopped group that loses its last
         # relative does, and die of it. So its worker goes first, unnoticed: its pipe is held open meanwhile.
         with _pipe_held_open(orphan):
-            with_no_such(worker, signal.SIGKILL)
+            worker.kill()
             # Its main thread may be a zombie while others still end; the group is forsaken with the last of them.
             while orphan.ppid() == worker.pid:
                 pass
             orphan.suspend()
+        for process in others:
+            with_no_such(process, signal.SIGKILL)
         world.restart()
         world.wait_for_process("worker")
         assert world.process("training") == orphan
