@@ -65,6 +65,11 @@ class Home:
         return self.path / "cache" / "measured.json"
 
     @cached_property
+    def kernels(self) -> Path:
+        """What MLX has compiled on this machine, compiled anew when it is deleted."""
+        return self.path / "cache" / "kernels"
+
+    @cached_property
     def targets(self) -> Path:
         """Names of whom messages may go to, and their addresses; 0600."""
         return self.path / "notify.toml"
@@ -173,9 +178,14 @@ class RunFolder:
         return self.path / "gguf"
 
     @property
+    def temporary(self) -> Path:
+        """An attempt's own folder for temporary files; its worker removes it."""
+        return self.path / ".tmp"
+
+    @property
     def making(self) -> Path:
-        """Where such a result is made: in an attempt's private folder, which the worker empties if it ends badly."""
-        return self.path / ".tmp" / "making"
+        """Where such a result is made."""
+        return self.temporary / "making"
 
     @property
     def output(self) -> Path:

@@ -242,6 +242,15 @@ EVENTS: dict[str, EventType] = {
             "threads": "of that library",
         },
     ),
+    "kernels.lent": EventType(
+        "Kernels that MLX compiled for earlier jobs need not be compiled again.", {"files": "how many"}, "debug"
+    ),
+    "kernels.kept": EventType("Kernels that MLX compiled are kept for later jobs.", {"files": "new ones"}, "debug"),
+    "kernels.lost": EventType(
+        "Kernels could not be taken over or kept; MLX compiles them.",
+        {"doing": "lending them or keeping them", "reason": "the system's"},
+        "warning",
+    ),
     "phase.started": EventType(
         "A phase begins.", {"phase": "load, data, measure, train, test or sample; fuse or write"}
     ),

@@ -116,7 +116,7 @@ from qlora_engine.job.folder import RunFolder
 from qlora_worker.training import TrainingProcess
 resource.setrlimit(resource.RLIMIT_AS, (4 * 10**9, 4 * 10**9))
 run = RunFolder(Path(sys.argv[1]))
-with TrainingProcess(run, 1, {}, task_module="support.greedy_task") as training:
+with TrainingProcess(run, 1, {}, run.path / "kernels", task_module="support.greedy_task") as training:
     training.record_exit()
 """
 

@@ -11,12 +11,14 @@ import faulthandler
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from qlora_engine.job import lock
 from qlora_engine.job.errors import AttemptOutdated, Exit, GpuBusy, QloradError
 from qlora_engine.job.events import EventLog, file_sink
 from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.kernels import KernelCache
 from qlora_engine.job.pulse import Pulse
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.report_process import report_on
@@ -103,21 +105,41 @@ def _train(run: RunFolder, log: EventLog, attempt: int, stop: StopRequest, setti
         with stop.nothing_to_lose():
             from qlora_engine.training.measured import Measured  # noqa: PLC0415
             from qlora_engine.training.run import Outcome, train  # noqa: PLC0415  # seconds of imports
+            from qlora_engine.training.runtime import Runtime  # noqa: PLC0415
             from qlora_engine.training.token_cache import TokenCache  # noqa: PLC0415
 
             job = ResolvedJob.load(run.spec)
         pulse = Pulse(run.pulse, attempt)
         cache = TokenCache.of(settings.folders, settings.token_cache_gb)
-        outcome = train(
-            job, run, attempt=attempt, log=log, metrics=metrics, stop=stop, pulse=pulse, cache=cache,
-            known=Measured(settings.folders.measured), memory_share=settings.memory_share,
-        )  # fmt: skip
+        found = Runtime.found()
+        kernels = KernelCache(settings.folders.kernels, found.versions["mlx"], f"{found.backend} {found.device}")
+        with _kept(kernels, run, log):
+            outcome = train(
+                job, run, attempt=attempt, log=log, metrics=metrics, stop=stop, pulse=pulse, cache=cache,
+                known=Measured(settings.folders.measured), memory_share=settings.memory_share,
+            )  # fmt: skip
     except Exception as error:  # noqa: BLE001  # the last chance to say what happened
         failure = explained(error, run.output)
         with suppress(OSError):  # a full disk takes no line either; the exit code says it
             log.emit("training.failed", **_fields(failure))
         return failure.exit_code
     return Exit.OK if outcome is Outcome.DONE else Exit.TEMPFAIL
+
+
+@contextmanager
+def _kept(kernels: KernelCache, run: RunFolder, log: EventLog) -> Iterator[None]:
+    """What MLX compiled for earlier attempts is there; what it compiles is kept, if nothing is raised."""
+    try:
+        if lent := kernels.lend(run.temporary):
+            log.emit("kernels.lent", files=lent)
+    except OSError as error:
+        log.emit("kernels.lost", doing="lending them", reason=str(error))
+    yield
+    try:
+        if new := kernels.keep(run.temporary):
+            log.emit("kernels.kept", files=new)
+    except OSError as error:
+        log.emit("kernels.lost", doing="keeping them", reason=str(error))
 
 
 def _fuse(run: RunFolder, log: EventLog, attempt: int, settings: EngineSettings) -> int:

@@ -10,16 +10,21 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from qlora_engine.job.errors import Exit
 from qlora_engine.job.exits import ExitRecord, Stall
 from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.kernels import forget
 from qlora_engine.job.record import utc_now
 from qlora_worker.memory_evidence import MemoryWatch, out_of_memory
 from qlora_worker.output import keep_short
 
 TASK_MODULE = "qlora_worker.task"
+# Signals that a process gets for what it runs, a kernel that was damaged on the disk, say.
+BY_WHAT_IT_RAN = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGABRT}
 
 
 class TrainingProcess:
@@ -29,6 +34,7 @@ class TrainingProcess:
         run: the run folder.
         attempt: which attempt.
         environment: what the process needs beside this process's own environment.
+        kernels: what MLX has compiled for earlier processes. It is forgotten where a process crashes.
         task_module: what it runs; tests put a stand-in here.
     """
 
@@ -37,12 +43,12 @@ class TrainingProcess:
         run: RunFolder,
         attempt: int,
         environment: Mapping[str, str],
+        kernels: Path,
         *,
         task_module: str = TASK_MODULE,
     ) -> None:
-        self._run, self._attempt = run, attempt
-        self._temporary = run.path / ".tmp"
-        self._temporary.mkdir(mode=0o700, exist_ok=True)
+        self._run, self._attempt, self._kernels = run, attempt, kernels
+        run.temporary.mkdir(mode=0o700, exist_ok=True)
         self._memory = MemoryWatch(run.output)
         self._killed = False
         reads, self._writes = os.pipe()
@@ -57,7 +63,7 @@ class TrainingProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    env={**os.environ, **environment, "TMPDIR": str(self._temporary), "PYTHONSAFEPATH": "1"},
+                    env={**os.environ, **environment, "TMPDIR": str(run.temporary), "PYTHONSAFEPATH": "1"},
                     pass_fds=[reads],
                     process_group=0,
                 )  # fmt: skip
@@ -119,9 +125,9 @@ class TrainingProcess:
             OSError: the run folder is gone or the disk is full.
         """
         code = self._process.wait()
-        if code != 0:
-            # A library that MLX's CPU compiler had half written would crash every later start.
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        shutil.rmtree(self._run.temporary, ignore_errors=True)
+        if -code in BY_WHAT_IT_RAN or code == Exit.SOFTWARE:
+            forget(self._kernels)
         evidence = self._memory.evidence(code, killed_here=self._killed or stalled is not None)
         record = ExitRecord.of(
             code,

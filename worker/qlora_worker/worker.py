@@ -95,7 +95,8 @@ class TrainingWorker(SpawnWorker):
             ExitRecord.of(Exit.TEMPFAIL, attempt=attempt, started=now, ended=now).store(run.exit(attempt))
             return
         environment = launch.environment(self._settings.cpu_blas, run)
-        with TrainingProcess(run, attempt, environment, task_module=self._task_module) as training:
+        kernels = self._settings.folders.kernels
+        with TrainingProcess(run, attempt, environment, kernels, task_module=self._task_module) as training:
             self._training = training
             try:
                 if self._is_stopping():  # asked while the process was being spawned
