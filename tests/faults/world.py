@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from qlora_engine.job.events import parse_line
+from qlora_engine.job.events import Event, parse_line
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
 from support import foreground, tiny
@@ -93,7 +93,9 @@ class World:
             for record in records:
                 fresh = record.checkpoint_step > before.get(record.id, 0)
                 if record.state is State.RUNNING and fresh and record.step:
-                    if ITERS - record.checkpoint_step >= SPARE:
+                    # What the daemon knows may be seconds old, if it was struck: the training may have ended.
+                    trained = self._newest(record.id).get("step", 0)
+                    if ITERS - max(record.checkpoint_step, trained) >= SPARE:
                         return record
                     if len(waiting) < 2:
                         self.drop()
@@ -114,15 +116,19 @@ class World:
 
         def more() -> bool:
             grown = [job for job, count in self.steps().items() if count > before.get(job, 0)]
-            return any(after is None or job != after.id or self._newest(job) > after.attempt for job in grown)
+            return any(
+                after is None or job != after.id or self._newest(job).get("attempt", 0) > after.attempt for job in grown
+            )
 
         wait_until("training goes on", lambda: more() or not self.unfinished(), seconds)
 
-    def _newest(self, job: str) -> int:
-        """The attempt that the newest whole line of metrics is of."""
-        lines = self.daemon.home.run(job).metrics.read_bytes().splitlines()
-        found = (parse_line(line) for line in reversed(lines[-3:]))
-        return next((int(line["attempt"]) for line in found if line is not None), 0)
+    def _newest(self, job: str) -> Event:
+        """The newest whole line of a job's metrics; empty when there is none."""
+        try:
+            lines = self.daemon.home.run(job).metrics.read_bytes().splitlines()
+        except FileNotFoundError:
+            return {}
+        return next(filter(None, (parse_line(line) for line in reversed(lines[-3:]))), {})
 
     # Processes
 
