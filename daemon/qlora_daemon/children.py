@@ -75,7 +75,7 @@ class Children:
     def check(self, now: float) -> None:
         """Notice ends, and start again what is due."""
         if self._valkey.check(now) is not None:
-            if not self._health.is_up and self._cannot_read_its_file():
+            if not self._health.has_answered and self._cannot_read_its_file():
                 self._start_empty()
             self._health.ended()
         elif self._health.hangs():

@@ -14,11 +14,16 @@ SOON, LATER = 0.1, 1.0  # between two probes, within that time and after it
 
 
 class QueueHealth:
-    """Down until a probe succeeds; down again when somebody's call failed."""
+    """Down until a probe succeeds; down again when somebody's call failed.
+
+    Attributes:
+        is_up: it answered when it was last asked.
+        has_answered: it has, since our own server was last started.
+    """
 
     def __init__(self, settings: Settings, log: EventLog) -> None:
         self._settings, self._log = settings, log
-        self.is_up = False
+        self.is_up = self.has_answered = False
         self._since = time.monotonic()
         self._told = False
         self._next_probe = 0.0
@@ -32,7 +37,7 @@ class QueueHealth:
 
     def ended(self) -> None:
         """The embedded server ended; it is started again and will say nothing for a moment."""
-        self._unanswered = 0
+        self._unanswered, self.has_answered = 0, False
         if self.is_up:
             self.is_up, self._since = False, time.monotonic()
 
@@ -46,7 +51,7 @@ class QueueHealth:
             return False
         self._next_probe = now + self.pause(now)
         if valkey.answers(self._settings):
-            self.is_up, self._unanswered = True, 0
+            self.is_up, self.has_answered, self._unanswered = True, True, 0
             if self._told:
                 self._log.emit("queue.reachable", seconds=round(now - self._since, 1))
                 self._told = False

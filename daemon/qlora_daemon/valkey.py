@@ -18,7 +18,8 @@ from qlora_worker.settings import Settings
 
 END_SECONDS = 5.0
 KEPT_DAMAGED = 3  # files that were moved aside
-_DAMAGE = ("Bad file format", "Unrecoverable error", "append only file", "AOF manifest", "RDB format version")
+# Not "append only file" alone: a server that has read it well says so, too.
+_DAMAGE = ("Bad file format", "Unrecoverable error", "the append only file", "AOF manifest", "RDB format version")
 
 
 def command(home: Home) -> list[str]:

@@ -95,7 +95,7 @@ class World:
                 if record.state is State.RUNNING and fresh and record.step:
                     # What the daemon knows may be seconds old, if it was struck: the training may have ended.
                     trained = self._newest(record.id).get("step", 0)
-                    if ITERS - max(record.checkpoint_step, trained) >= SPARE:
+                    if record.steps - max(record.checkpoint_step, trained) >= SPARE:
                         return record
                     if len(waiting) < 2:
                         self.drop()

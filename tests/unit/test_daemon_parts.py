@@ -113,10 +113,22 @@ def test_restarts_come_soon_at_first_and_never_stop() -> None:
     assert delays[-1] == LONGEST_DELAY
 
 
-def test_only_a_damaged_file_counts_as_one() -> None:
+@pytest.mark.parametrize(
+    ("line", "damaged"),
+    [
+        ("# Bad file format reading the append only file appendonly.aof.1.incr.aof: make a backup", True),
+        ("# Unexpected end of file reading the append only file appendonly.aof.1.incr.aof. You can: 1) Make", True),
+        ("# Fatal error: can't open the append only file appendonly.aof.2.incr.aof for reading", True),
+        ("# Invalid AOF manifest file format", True),
+        ("# Can't handle RDB format version 80", True),
+        ("* DB loaded from append only file: 0.000 seconds", False),
+        ("* Ready to accept connections unix", False),
+        ("* Calling fsync() on the AOF file.", False),
+    ],
+)
+def test_only_a_damaged_file_counts_as_one(line: str, damaged: bool) -> None:
     """Moving a good file aside would forget requests that nobody has answered."""
-    assert says_damaged(["1:M # Bad file format reading the append only file appendonly.aof.1.incr.aof: make a backup"])
-    assert not says_damaged(["1:M * Ready to accept connections unix", "1:M * Calling fsync() on the AOF file."])
+    assert says_damaged(["1:M * Server initialized", f"1:M {line}"]) is damaged
 
 
 def test_a_run_is_followed_line_by_line(tmp_path: Path) -> None:
