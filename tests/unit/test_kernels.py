@@ -10,8 +10,10 @@ import pytest
 
 from qlora_engine.job import kernels as module
 from qlora_engine.job.errors import Exit
+from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.kernels import KernelCache
+from qlora_worker.task import kept
 from qlora_worker.training import TrainingProcess
 from support.service import ROOT
 
@@ -136,3 +138,20 @@ def test_a_crash_makes_all_be_compiled_again(
         training.record_exit()
     assert not run.temporary.exists()
     assert (cache.lend(tmp_path / "second") > 0) is kept
+
+
+def test_a_disk_that_takes_nothing_is_no_trouble_of_the_job(tmp_path: Path, cache: KernelCache) -> None:
+    """Trained to its end, a job must not fail for kernels, nor for a line that says so."""
+    run = RunFolder(tmp_path / "run")
+    attempt(run.path, ".tmp")
+    (tmp_path / "kernels").touch()  # no folder can be made there
+    said: list[Event] = []
+    with kept(cache, run, EventLog([said.append])):
+        pass
+    assert [(event["event"], event["doing"]) for event in said] == [("kernels.lost", "keeping them")]
+
+    def full(_: Event) -> None:
+        raise OSError(28, "No space left on device")
+
+    with kept(cache, run, EventLog([full])):
+        pass

@@ -113,7 +113,7 @@ def _train(run: RunFolder, log: EventLog, attempt: int, stop: StopRequest, setti
         cache = TokenCache.of(settings.folders, settings.token_cache_gb)
         found = Runtime.found()
         kernels = KernelCache(settings.folders.kernels, found.versions["mlx"], f"{found.backend} {found.device}")
-        with _kept(kernels, run, log):
+        with kept(kernels, run, log):
             outcome = train(
                 job, run, attempt=attempt, log=log, metrics=metrics, stop=stop, pulse=pulse, cache=cache,
                 known=Measured(settings.folders.measured), memory_share=settings.memory_share,
@@ -127,19 +127,27 @@ def _train(run: RunFolder, log: EventLog, attempt: int, stop: StopRequest, setti
 
 
 @contextmanager
-def _kept(kernels: KernelCache, run: RunFolder, log: EventLog) -> Iterator[None]:
-    """What MLX compiled for earlier attempts is there; what it compiles is kept, if nothing is raised."""
-    try:
+def kept(kernels: KernelCache, run: RunFolder, log: EventLog) -> Iterator[None]:
+    """What MLX compiled for earlier attempts is there; what it compiles is kept, if nothing is raised.
+
+    A disk that takes neither kernels nor a line about them is no trouble of the job.
+    """
+    with _said(log, "lending them"):
         if lent := kernels.lend(run.temporary):
             log.emit("kernels.lent", files=lent)
-    except OSError as error:
-        log.emit("kernels.lost", doing="lending them", reason=str(error))
     yield
-    try:
+    with _said(log, "keeping them"):
         if new := kernels.keep(run.temporary):
             log.emit("kernels.kept", files=new)
+
+
+@contextmanager
+def _said(log: EventLog, doing: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        log.emit("kernels.lost", doing="keeping them", reason=str(error))
+        with suppress(OSError):
+            log.emit("kernels.lost", doing=doing, reason=str(error))
 
 
 def _fuse(run: RunFolder, log: EventLog, attempt: int, settings: EngineSettings) -> int:
