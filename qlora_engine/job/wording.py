@@ -235,7 +235,7 @@ def _service(event: Event) -> str | None:  # noqa: PLR0911  # one case a kind of
     return None
 
 
-def _machine(event: Event) -> str | None:  # noqa: PLR0911  # one case a kind of event
+def _machine(event: Event) -> str | None:  # noqa: PLR0911, PLR0912  # one case a kind of event
     match event["event"]:
         case "machine.power":
             low = ", too low to train on" if event.get("low") else ""
@@ -262,6 +262,12 @@ def _machine(event: Event) -> str | None:  # noqa: PLR0911  # one case a kind of
             return f"the machine stays awake ({_text(event, 'program')})"
         case "awake.failed":
             return f"the machine may fall asleep: {_text(event, 'what')}"
+        case "kernels.lent":
+            return f"{_text(event, 'files')} files of compiled kernels taken over"
+        case "kernels.kept":
+            return f"{_text(event, 'files')} files of compiled kernels kept for later jobs"
+        case "kernels.lost":
+            return f"compiled kernels are not used again, {_text(event, 'doing')} failed: {_text(event, 'reason')}"
     return None
 
 
