@@ -40,7 +40,7 @@ class StopRequest:
         self._parent, self._announce, self._farewell = parent, announce, farewell
         self._asked = threading.Event()
         self._lock = threading.Lock()
-        self._may_leave = False
+        self._may_leave = self._requested = False
 
     @property
     def asked(self) -> bool:
@@ -67,13 +67,17 @@ class StopRequest:
     def request(self, cause: str) -> None:
         """Ask to stop; what a signal or the parent's end does."""
         with self._lock:
-            again = self._asked.is_set()
-            self._asked.set()
-            leave = again or self._may_leave
+            again, self._requested = self._requested, True
+            leave = again
         if not again:
-            # On a full disk or without a terminal nobody can be told; the thread must go on listening.
-            with suppress(OSError):
-                self._announce(cause)
+            try:
+                # On a full disk or without a terminal nobody can be told; the thread must go on listening.
+                with suppress(OSError):
+                    self._announce(cause)
+            finally:
+                with self._lock:  # not before it is told: who sees it may have ended the process by then
+                    self._asked.set()
+                    leave = self._may_leave
         if leave:
             self._leave()
 
@@ -96,7 +100,7 @@ class StopRequest:
             ready, _, _ = select.select(watched, [], [])
             if self._parent is not None and self._parent in ready:
                 watched.remove(self._parent)
-                if not self.asked:  # after a signal it is no second request: the checkpoint under way is wanted
+                if not self._requested:  # after a signal it is no second request: the checkpoint under way is wanted
                     self.request("the process that started this one has ended")
             if receiving in ready:
                 for number in os.read(receiving, 64):

@@ -27,6 +27,8 @@ def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 def announce(cause):
+    if "slow" in sys.argv:
+        time.sleep(0.3)
     say("asked", cause, time.monotonic())
     if "deaf" in sys.argv:
         raise OSError(28, "No space left on device")
@@ -123,6 +125,14 @@ def test_with_nothing_to_lose_the_first_signal_ends_at_once() -> None:
         assert line(process).startswith("asked")
         assert line(process) == "farewell"
         assert process.wait(timeout=5) == 75
+
+
+def test_a_request_is_told_before_training_heeds_it() -> None:
+    """Whoever reads the events learns why training stopped, and first; it may end within a millisecond."""
+    with program("slow", "save") as process:
+        process.send_signal(signal.SIGTERM)
+        assert line(process).startswith("asked")
+        assert [line(process), line(process)] == ["checkpoint", "farewell"]
 
 
 def test_a_request_that_came_before_ends_a_phase_with_nothing_to_lose() -> None:
