@@ -240,7 +240,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()
-        for key_node, _ in node.value:
+        # `!!set [[]]` and `!!map x` come here, too, and are refused below.
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = key_node.value
             if isinstance(key, str) and key_node.tag != "tag:yaml.org,2002:merge":
                 if key in seen:

@@ -90,6 +90,8 @@ def test_a_key_that_stands_twice_is_refused(name: str, text: str, line: str) -> 
         ("job.yaml", "model: *nowhere\n", "line 1"),
         ("job.yaml", "model: !!python/object/apply:os.system ['true']\n", "line 1"),
         ("job.yaml", "model: !x m\n", "line 1"),
+        ("job.yaml", "!!set [[]]\n", "line 1"),
+        ("job.yaml", "a: 1\nb: !!map ab\n", "line 2"),
         ("job.yaml", "a: 1\n---\nb: 2\n", "line 2"),
         ("job.yaml", "? [a, b]\n: 1\n", "line 1"),
         ("job.yaml", "model: \x07\n", ""),
