@@ -103,9 +103,10 @@ class Metrics(Collector):
         elif event["event"] == "validation" and event.get("split") == "valid":
             self._validation = event.get("loss")
 
-    def is_due(self) -> bool:
-        """Whether the last snapshot is old enough for another."""
-        return time.monotonic() >= self._published + EVERY
+    @property
+    def seconds_until_due(self) -> float:
+        """Until the last snapshot is old enough for another."""
+        return max(0.0, self._published + EVERY - time.monotonic())
 
     def look(self, jobs: Iterable[JobRecord], children: Sequence[ChildStatus], *, queue_answers: bool) -> None:
         """Let scrapes see this from now on."""

@@ -34,6 +34,7 @@ class Observers:
         home = settings.folders
         self._port = settings.metrics_port
         self._metrics, self._failed = _serve(settings)
+        self._owes = False
         self._messenger = Messenger(settings, post)
         self.sinks: list[Sink] = [
             RotatingLog(home.service_log, max_bytes=settings.log_bytes, keep=settings.log_files),
@@ -54,8 +55,16 @@ class Observers:
 
     def publish(self, jobs: Iterable[JobRecord], children: Sequence[ChildStatus], *, queue_answers: bool) -> None:
         """Let metrics show how things stand; now and then, since a look at all jobs takes time."""
-        if self._metrics is not None and self._metrics.is_due():
+        if self._metrics is None:
+            return
+        self._owes = self._metrics.seconds_until_due > 0
+        if not self._owes:
             self._metrics.look(jobs, children, queue_answers=queue_answers)
+
+    @property
+    def seconds_until_due(self) -> float:
+        """Until what was published too lately to be published again is to be; infinite when nothing is owed."""
+        return self._metrics.seconds_until_due if self._metrics is not None and self._owes else float("inf")
 
     def stop(self) -> None:
         """Send nothing more."""

@@ -280,7 +280,7 @@ class Service:
         if any(job.state in (State.QUEUED, State.BLOCKED) for job in self._jobs):
             pauses.append(QUEUED_TICK)
         pauses.append(self._children.seconds_until_due(now))
-        pauses.append(self._admission.seconds_until_due)
+        pauses += [self._admission.seconds_until_due, self._observers.seconds_until_due]
         return min(pauses)
 
     # Messages

@@ -52,6 +52,7 @@ def test_an_urgent_job_goes_first_and_the_other_goes_on_after_it(shared: Daemon)
     urgent = shared.wait_for_state("urgent", State.DONE)
     wait_until("the other goes on", lambda: started(shared).count("long") == 2)
     assert started(shared) == ["long", "urgent", "long"]
+    shared.wait_for("training.resumed", job=long.id)
     moves = [(event["to"], event["reason"]) for event in shared.events("job.state", job=long.id)]
     assert (State.STOPPING, f"makes way for {urgent.id}; it goes on from its checkpoint") in moves
     saved = [event["step"] for event in shared.events("checkpoint.saved", job=long.id)]

@@ -12,11 +12,13 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from qlora_daemon.metrics import Metrics, PortTaken, serve
+from qlora_daemon.metrics import EVERY, Metrics, PortTaken, serve
+from qlora_daemon.observers import Observers
 from qlora_engine.job.record import JobRecord, utc_now
 from qlora_engine.job.service_status import ChildStatus
 from qlora_engine.job.states import State
 from qlora_worker.settings import Settings
+from support.service import wait_until
 
 JOB = "20261123-080000-poems"
 
@@ -112,3 +114,21 @@ def test_a_port_is_a_port(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("QLORAD_METRICS_PORT", value)
     with pytest.raises(Exception, match="QLORAD_METRICS_PORT"):
         Settings.read()
+
+
+def test_a_change_soon_after_a_publication_is_owed(tmp_path: Path) -> None:
+    """A job that ends within that second must not be counted only when the daemon wakes by itself, half a minute on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = Settings(home=tmp_path, metrics_port=port)
+    settings.folders.make()
+    observers = Observers(settings, post=lambda _: None)
+    assert observers.seconds_until_due == float("inf")
+    observers.publish([], [], queue_answers=True)
+    assert observers.seconds_until_due == float("inf")
+    observers.publish([], [], queue_answers=True)
+    assert 0 < observers.seconds_until_due <= EVERY
+    wait_until("it is due", lambda: observers.seconds_until_due == 0)
+    observers.publish([], [], queue_answers=True)
+    assert observers.seconds_until_due == float("inf")
