@@ -14,6 +14,8 @@ from qlora_engine.training.targets import Targets
 
 Rows = tuple[tuple[int, ...], ...]
 TRIED = 8  # numbers of rows, from the fewest on; more rows are more padding
+# Of the cost of fewer rows, below which more of them are worth a shape of their own, where shapes are compiled.
+WORTH_A_SHAPE = 0.9
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Packing:
         """The width of a row of so many inputs."""
         width = self.grid.width(max(inputs, 1))
         return self.longest if inputs <= self.longest < width else width
+
+    @property
+    def worth_a_shape(self) -> float:
+        """Of the cost of a row that holds all, below which another layout is worth it."""
+        return 1.0 if self.grid.shares is None else WORTH_A_SHAPE
 
     def targets(self, documents: Sequence[Document], rows: Rows) -> Targets:
         """The inputs and targets of these rows."""
@@ -97,7 +104,7 @@ def lay_out(window: Window, lengths: Sequence[int], packing: Packing, batch_size
     documents = [document for documents in window.micro_batches for document in documents]
     inputs = {document: max(1, lengths[document] - 1) for document in documents}
     joined = _join(documents, inputs, packing, len(alone), batch_size * packing.longest)
-    if joined is not None and _cost(joined, inputs, packing) < _cost(alone, inputs, packing):
+    if joined is not None and packing.worth_a_shape * _cost(joined, inputs, packing) < _cost(alone, inputs, packing):
         return _counted(joined, len(alone), window.step)
     return _counted(alone, len(alone), window.step)
 
@@ -134,7 +141,7 @@ def _rows(documents: Sequence[int], inputs: Mapping[int, int], packing: Packing,
         widest = max(sum(inputs[document] for document in row) for row in rows)
         if widest > packing.widest or count * packing.width(widest) > positions:
             continue
-        if best is None or packing.cost(rows, inputs) < packing.cost(best, inputs):
+        if best is None or packing.cost(rows, inputs) < packing.worth_a_shape * packing.cost(best, inputs):
             best = rows
     return best
 

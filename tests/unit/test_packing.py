@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -74,6 +76,27 @@ def test_an_expensive_attention_keeps_rows_narrow() -> None:
         packing = Packing(True, Grid(8), attention, 128, 128)
         (batch,) = lay_out(window, lengths, packing, 4)
         assert len(batch.rows) == rows
+
+
+def test_where_shapes_are_compiled_there_are_few() -> None:
+    """A layout that saves a few positions costs as much as many batches take, if no other batch has its shape."""
+    plan = plan_of(4, rows=1600, batch_size=4, accumulation=1)
+
+    def laid_out(grid: Grid) -> tuple[int, list[int]]:
+        packing = Packing(True, grid, 1e9, grid.least(plan.widest), 4096)
+        windows = plan.windows(epoch=0, index=0, step=0)
+        batches = [batch for window in windows for batch in lay_out(window, plan.lengths, packing, 4)]
+        shapes = {
+            (len(batch.rows), positions(batch, plan, packing) // len(batch.rows), max(map(len, batch.rows)) > 1)
+            for batch in batches
+        }
+        return len(shapes), [positions(batch, plan, packing) for batch in batches]
+
+    few, positions_of_few = laid_out(GRID["cuda"])
+    many, least = laid_out(replace(GRID["cuda"], shares=None))  # as if nothing were compiled
+    assert few <= 0.7 * many
+    assert sum(positions_of_few) <= 1.01 * sum(least)
+    assert all(0.9 * more <= best for more, best in zip(positions_of_few, least, strict=True))
 
 
 def test_off_is_one_document_a_row() -> None:
