@@ -21,7 +21,9 @@ GIGA = 1e9
 # peaks of 5.6 GB. It is set so much lower that the peak stays under what was asked for, in bytes or, of a small
 # limit, as a share.
 OVERSHOOT, OVERSHOOT_SHARE = int(0.5e9), 0.13
-CACHE_SHARE = 0.25  # of the limit that freed buffers may keep from others
+# Of the limit, that freed buffers may take: of memory that others need too, or of a GPU's own. Batches of another width
+# want buffers of another size, and what is not kept for them is asked of the driver again.
+CACHE_SHARE, OWN_CACHE_SHARE = 0.25, 0.5
 CPU_CACHE = 0  # the C library's allocator is a reserve of its own, and one of MLX's beside it saves no time
 # mallopt's M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
 ONE_HEAP = ((-8, 1), (-3, 1 << 30), (-1, 1 << 30))
@@ -87,10 +89,11 @@ def limits_of(memory: Memory, device: Device, share: float = 1.0) -> Limits:
     asked = None if memory.limit_gb is None else int(memory.limit_gb * GIGA)
     most = device.total if share == 1 else int(share * (device.recommended or device.total))
     by_share = share < 1 and (asked is None or asked > most)
+    cache_share = CACHE_SHARE if device.wires or asked is not None else OWN_CACHE_SHARE
     limit = min(asked, most) if asked is not None else most if by_share else device.recommended
     return Limits(
         limit=limit,
-        cache=CPU_CACHE if device.recommended is None else int(CACHE_SHARE * (limit or device.recommended)),
+        cache=CPU_CACHE if device.recommended is None else int(cache_share * (limit or device.recommended)),
         wired=min(limit, device.recommended) if device.wires and limit and device.recommended else None,
         device=device.total,
         source=BY_SHARE if by_share else "the job's memory.limit_gb" if asked is not None else "the device",

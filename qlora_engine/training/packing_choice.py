@@ -66,11 +66,16 @@ def recorded(value: dict[str, Any] | None, asked: str, plan: Plan, backend: str)
     return _packing(plan, backend, joined=value["joined"], attention=value["attention"])
 
 
+def widest_row(plan: Plan, backend: str) -> int:
+    """Width that no row of a run exceeds, whether documents are joined or not."""
+    longest = GRID[backend].least(plan.widest)
+    return max(longest, min(FUSED_WIDTH[backend], plan.batch_size * longest))
+
+
 def _packing(plan: Plan, backend: str, *, joined: bool, attention: float = NEVER) -> Packing:
     grid = GRID[backend]
     longest = grid.least(plan.widest)
-    widest = max(longest, min(FUSED_WIDTH[backend], plan.batch_size * longest))
-    return Packing(joined, grid, attention, longest, widest if joined else longest)
+    return Packing(joined, grid, attention, longest, widest_row(plan, backend) if joined else longest)
 
 
 def choose(

@@ -169,6 +169,8 @@ class _Run:
             found = choices.siblings(found, base, plan)
             step = _step(job, base, dropout, compiled=found.compiled)
             found, packing = choices.packing(found, base, plan, step)
+            # Of buffers as large as weights, which no batch asks for, the reserve would be full.
+            mx.clear_cache()
         room = partial(memory.has_room, limits)
         checkpoints = Checkpoints(job, self.run, step, data.hashes, self.ladder, found, log, room)
         # Where the job sets a limit, memory counts for more than time.

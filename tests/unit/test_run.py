@@ -19,8 +19,10 @@ from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec, Memory
 from qlora_engine.training import checkpoint, choices
+from qlora_engine.training.choices import Choices
 from qlora_engine.training.measured import Measured
 from qlora_engine.training.results import StartedMicroBatch
+from qlora_engine.training.resume import Checkpoints
 from qlora_engine.training.run import Outcome, train
 from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.stop import StopRequest
@@ -224,6 +226,27 @@ def test_a_run_that_is_short_of_memory_recomputes_layers_and_learns_the_same(
     for name, array in plain.adapters.items():
         np.testing.assert_allclose(np.array(again.adapters[name]), np.array(array), atol=1e-5, err_msg=name)
     assert json.loads(run.folder.runtime.read_bytes())["chosen"]["recomputed"] == 2
+
+
+def test_training_begins_with_an_empty_reserve(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Buffers as large as weights fit no batch, and beside them there would be no room for those that do."""
+    monkeypatch.setattr("qlora_engine.training.memory.CPU_CACHE", 1 << 30)
+    reserve: dict[str, int] = {}
+
+    def noted(where: str, function: Any) -> Any:
+        def wrapped(*arguments: Any, **keys: Any) -> Any:
+            reserve[where] = mx.get_cache_memory()
+            return function(*arguments, **keys)
+
+        return wrapped
+
+    monkeypatch.setattr(Choices, "packing", noted("measured", Choices.packing))
+    monkeypatch.setattr(Checkpoints, "begin", noted("set up", Checkpoints.begin))
+    assert Run(tmp_path / "run", model, data, iters=2).go() is Outcome.DONE
+    assert reserve["measured"] > 0
+    assert reserve["set up"] == 0
 
 
 def test_what_a_run_has_chosen_it_keeps(tmp_path: Path, model: Path, data: Path) -> None:
