@@ -17,6 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 from step import arguments_of, prepared
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 STEPS = 3
@@ -43,6 +44,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
     spans = []
     for event in recorded.events():
+        if event.device_type != DeviceType.CUDA:
+            continue  # what the processor does to start it
         time_range = event.time_range
         spans.append((time_range.start, time_range.end))
         entry = spent[re.sub(r"\s+", " ", event.name)[:LONGEST_NAME]]
@@ -52,7 +55,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         **vars(arguments), "step_ms": round(1e3 * plain, 1), "busy_ms": round(_covered(spans) / 1e3 / STEPS, 1),
         "tokens_per_s": round(targets.count / plain), "peak_gb": round(mx.get_peak_memory() / 1e9, 2),
-        "kernels": kernels[:60],
+        "launches": sum(count for _, count, _ in kernels), "kernels": kernels,
     }  # fmt: skip
 
 

@@ -4,19 +4,23 @@
 
 Trains the job through the engine in this process and times every call of the step: a batch and an update, from being
 begun to when their numbers are there. What the wall clock shows beyond their sum, from the end of the first
-optimizer steps to the end of the last, is overhead. Set `val_batches: 0`, or validation is counted as overhead.
+optimizer steps to the end of the last, is overhead; so is what updates take longer, in the median, while a checkpoint
+is written beside them (`slowed`). Set `val_batches: 0`, or validation is counted as overhead.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from qlora_engine import launch
@@ -32,20 +36,24 @@ class Stopwatch:
     """Adds up the time inside the step, and knows when the last update ended."""
 
     def __init__(self) -> None:
-        self.inside, self.updates = 0.0, 0
+        self.inside: dict[str, float] = {}
+        self.updates = 0
         self.started = self.ended = 0.0
+        self.ends: list[float] = []  # of updates, by the clock of events
 
-    def timed(self, method: Callable[..., Any], *, ends_window: bool) -> Callable[..., Any]:
-        """The method, timed."""
+    def timed(self, name: str, method: Callable[..., Any], *, ends_window: bool) -> Callable[..., Any]:
+        """The method, timed under a name."""
 
         def wrapped(*arguments: Any) -> Any:
             started = time.perf_counter()
             result = method(*arguments)
             self.ended = time.perf_counter()
-            self.inside += self.ended - started
-            self.updates += ends_window
+            self.inside[name] = self.inside.get(name, 0.0) + self.ended - started
+            if ends_window:
+                self.updates += 1
+                self.ends.append(time.time())
             if ends_window and self.updates == WARM_UP:
-                self.started, self.inside = self.ended, 0.0
+                self.started, self.inside = self.ended, {}
             return result
 
         return wrapped
@@ -64,7 +72,8 @@ def measure(job_file: Path) -> dict[str, Any]:
         (TrainingStep, "start_update"), (StartedUpdate, "result"),
     ]  # fmt: skip
     for kind, name in parts:
-        setattr(kind, name, watch.timed(getattr(kind, name), ends_window=kind is StartedUpdate))
+        said = f"{kind.__name__}.{name}"
+        setattr(kind, name, watch.timed(said, getattr(kind, name), ends_window=kind is StartedUpdate))
     job = examine(job_file, home=EngineSettings.read().folders.path, base=job_file.absolute().parent)
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))
@@ -72,18 +81,34 @@ def measure(job_file: Path) -> dict[str, Any]:
         log = EventLog([file_sink(run.events)], job="overhead")
         train(job, run, attempt=0, log=log, metrics=EventLog([file_sink(run.metrics)]), stop=StopRequest())
         events = [json.loads(line) for line in run.events.read_text().splitlines()]
-        checkpoints = sum(event["event"] == "checkpoint.saved" for event in events)
-        saving = sum(event["seconds"] for event in events if event["event"] == "checkpoint.saved")
-    wall = watch.ended - watch.started
+    saved = [event for event in events if event["event"] == "checkpoint.saved"]
+    ended = [datetime.fromisoformat(event["ts"]).timestamp() for event in saved]
+    written = [(end - event["seconds"], end) for end, event in zip(ended, saved, strict=True)]
+    quiet, beside = _apart(watch.ends[WARM_UP:], written)
+    wall, inside = watch.ended - watch.started, sum(watch.inside.values())
+    slowed = (median(beside) / median(quiet) - 1) * sum(beside) / wall if beside and quiet else 0.0
     return {
         "updates": watch.updates - WARM_UP,
         "seconds": round(wall, 3),
-        "inside": round(watch.inside, 3),
-        "overhead": round(1 - watch.inside / wall, 5),
+        "inside": round(inside, 3),
+        "overhead": round(1 - inside / wall, 5),
         "seconds_an_update": round(wall / (watch.updates - WARM_UP), 5),
-        "checkpoints": checkpoints,
-        "saving": round(saving, 3),
+        "slowed": round(slowed, 5),
+        "median_seconds": round(median(quiet), 5) if quiet else None,
+        "median_seconds_beside_saving": round(median(beside), 5) if beside else None,
+        "parts": {name: round(seconds / (watch.updates - WARM_UP), 5) for name, seconds in watch.inside.items()},
+        "checkpoints": len(saved),
+        "saving": round(sum(event["seconds"] for event in saved), 3),
     }
+
+
+def _apart(ends: Sequence[float], written: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Seconds between updates: of those while nothing was written, and of the others."""
+    quiet, beside = list[float](), list[float]()
+    for before, after in itertools.pairwise(ends):
+        busy = any(start < after and before < end for start, end in written)
+        (beside if busy else quiet).append(after - before)
+    return quiet, beside
 
 
 if __name__ == "__main__":

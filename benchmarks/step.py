@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -22,6 +23,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from qlora_engine.job.preflight.batch import GRID
+from qlora_engine.training import own_kernels
 from qlora_engine.training.device import on_cpu
 from qlora_engine.training.dropout import DropoutKey
 from qlora_engine.training.frozen import Ways, keep_dequantized, quantized_layers, use
@@ -32,6 +34,8 @@ from qlora_engine.training.recompute import checkpoint_layers
 from qlora_engine.training.siblings import bring_together
 from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.targets import Targets
+
+LONGEST = 16384  # positions of a row
 
 # name: hidden, layers, mlp, heads, key-value heads, head dimension, vocabulary, RoPE base
 SHAPES = {
@@ -60,7 +64,9 @@ def quantized(shape: str) -> nn.Module:
     return model
 
 
-def model_of(shape: str, rank: int, *, recompute: bool, product: str, together: bool = False) -> nn.Module:
+def model_of(
+    shape: str, rank: int, *, recompute: bool, product: str, together: bool = False, kernels: Sequence[str] = (),
+) -> nn.Module:  # fmt: skip
     """The same with adapters on every linear layer."""
     model = quantized(shape)
     if on_cpu():
@@ -77,6 +83,7 @@ def model_of(shape: str, rank: int, *, recompute: bool, product: str, together: 
     replace_gated(model)
     if together:
         bring_together(model)
+    own_kernels.use(model, kernels, LONGEST)
     if recompute:
         checkpoint_layers(model.layers)
     model.train()
@@ -95,6 +102,7 @@ def prepared(arguments: argparse.Namespace) -> tuple[TrainingStep, Targets]:
         recompute=arguments.recompute,
         product=arguments.product,
         together=arguments.together,
+        kernels=arguments.kernels,
     )
     dropout = DropoutKey()
     step = TrainingStep(
@@ -110,21 +118,24 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second and peak memory of the step."""
     step, targets = prepared(arguments)
     mx.reset_peak_memory()
-    times = []
+    times, thought = [], []
     for _ in range(arguments.steps):
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.thread_time()
         batch = step.micro_batch(targets, mx.random.key(0))
         step.update()
         times.append(time.perf_counter() - started)
+        thought.append(time.thread_time() - busy)
     timed = sorted(times[arguments.steps // 3 :])
     return {
         "trainer": "qlorad", "shape": arguments.shape, "width": arguments.width, "rows": arguments.rows,
         "recompute": arguments.recompute, "product": arguments.product, "together": arguments.together,
+        "kernels": arguments.kernels,
         "limit_gb": arguments.limit_gb,
         "active_gb": round(mx.get_active_memory() / 1e9, 2),
         "tokens_per_s": round(batch.count / timed[len(timed) // 2]),
         "peak_gb": round(mx.get_peak_memory() / 1e9, 2), "loss": round(batch.loss / batch.count, 4),
         "slowest_s": round(timed[-1], 4), "fastest_s": round(timed[0], 4), "first_s": round(times[0], 1),
+        "processor_s": round(sorted(thought)[len(thought) // 2], 4),
     }  # fmt: skip
 
 
@@ -138,6 +149,7 @@ def arguments_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing of every layer")
     parser.add_argument("--product", choices=["quantized", "dequantized", "kept"], default="quantized")
     parser.add_argument("--together", action="store_true", help="layers that read the same input compute as one")
+    parser.add_argument("--kernels", nargs="*", choices=own_kernels.PAIRS, default=[], help="our own, on CUDA")
     parser.add_argument("--limit-gb", type=float, default=None, help="MLX's memory limit, 10^9 bytes")
     return parser
 

@@ -40,6 +40,11 @@ EITHER = {
         "the model's matrices are dequantized once, for the whole run",
         "the model's matrices are multiplied by shape, as is fastest here",
     ),
+    "kernels.chosen": (
+        "names",
+        "computes with kernels of its own: {names}",
+        "computes with MLX's kernels alone",
+    ),
     "siblings.chosen": (
         "together",
         "layers that read the same input compute as one",

@@ -317,6 +317,14 @@ EVENTS: dict[str, EventType] = {
             "limit_gb": "of training, 10^9 bytes",
         },
     ),
+    "kernels.chosen": EventType(
+        "What is computed by CUDA kernels of the engine's own rather than MLX's.",
+        {
+            "names": "of those that give the same and are faster: rotary (embedding), norms, gated (parts), siblings",
+            "seconds": "measured by name: MLX's and ours, of one layer forward and backward",
+            "rows": "positions of a usual micro-batch, for which they were measured",
+        },
+    ),
     "siblings.chosen": EventType(
         "Whether adapted layers that read the same input compute as one.",
         {

@@ -19,7 +19,7 @@ from qlora_engine.job.preflight.batch import Batch
 from qlora_engine.job.preflight.memory import GIGA, estimate, least_recomputation
 from qlora_engine.job.preflight.shape import ModelShape, ShapeUnknown
 from qlora_engine.job.spec import JobSpec
-from qlora_engine.training import frozen_choice, packing_choice, runtime, siblings
+from qlora_engine.training import frozen_choice, own_kernels, packing_choice, runtime, siblings
 from qlora_engine.training.batches import Plan
 from qlora_engine.training.frozen import quantized_layers
 from qlora_engine.training.measured import Measured
@@ -104,12 +104,11 @@ class Choices:
     def siblings(self, found: Runtime, base: Base, plan: Plan) -> Runtime:
         """Have adapted layers that read the same input compute as one, where that is faster and memory is not short."""
         before = found.chosen.get("siblings")
-        short = self.spec.grad_checkpoint or found.chosen.get("recomputed", 0)
+        short = self._is_short_of_memory(found)
         groups = [] if found.backend == "cpu" or short or before is False else siblings.bring_together(base.model)
         if before is not None or not groups:
             return found
-        kind, usual = activation_type(base.model), self._usual_rows(plan)
-        rows = min(frozen_choice.MOST_ROWS, 1 << (usual - 1).bit_length())  # so that like jobs ask the same
+        kind, rows = activation_type(base.model), self._rows_to_measure(plan)
         question = {"what": "siblings", "rows": rows, **self._about_model(found, base)}
         apart, together = self.known.answer(question) or siblings.measure(groups, rows, kind)
         self.known.note(question, (apart, together))
@@ -119,6 +118,26 @@ class Choices:
                 group.part()
         self.log.emit("siblings.chosen", together=chosen, seconds_apart=apart, seconds_together=together, rows=rows)
         return runtime.record(self.run, found, "siblings", chosen)
+
+    def kernels(self, found: Runtime, base: Base, plan: Plan) -> Runtime:
+        """Have kernels of our own compute what they compute sooner than MLX's; there are some on CUDA.
+
+        Not where memory is short, which was not measured with them, and not in a short run, which is over before they
+        are compiled. A run that was laid out before there were any goes on without.
+        """
+        short = self._is_short_of_memory(found) or self.spec.memory.limit_gb is not None
+        never = found.backend != "cuda" or short or "packing" in found.chosen
+        chosen = found.chosen.get("kernels", [] if never or plan.steps < own_kernels.LONG_ENOUGH else None)
+        if chosen is None:
+            kind, rows = activation_type(base.model), self._rows_to_measure(plan)
+            question = {"what": "kernels", "rows": rows, **self._about_model(found, base)}
+            timings = self.known.answer(question) or own_kernels.measure(base.model, rows, kind)
+            self.known.note(question, timings)
+            chosen = own_kernels.faster(timings)
+            self.log.emit("kernels.chosen", names=chosen, seconds=timings, rows=rows)
+            found = runtime.record(self.run, found, "kernels", chosen)
+        own_kernels.use(base.model, chosen, packing_choice.widest_row(plan, found.backend))
+        return found
 
     def packing(self, found: Runtime, base: Base, plan: Plan, step: TrainingStep) -> tuple[Runtime, Packing]:
         """How documents are laid out in rows."""
@@ -140,6 +159,10 @@ class Choices:
         self.log.emit("packing.chosen", **choice.as_event())
         return runtime.record(self.run, found, "packing", choice.as_json(self.spec.packing)), choice.packing
 
+    def _is_short_of_memory(self, found: Runtime) -> bool:
+        """Layers are computed again to save some."""
+        return bool(self.spec.grad_checkpoint or found.chosen.get("recomputed", 0))
+
     def _about_model(self, found: Runtime, base: Base) -> dict[str, Any]:
         """What the times of a whole step depend on."""
         return {
@@ -153,6 +176,10 @@ class Choices:
     def _usual_rows(self, plan: Plan) -> int:
         """Positions of a usual micro-batch."""
         return self.spec.batch_size * int(np.median(packing_choice.first_inputs(plan)))
+
+    def _rows_to_measure(self, plan: Plan) -> int:
+        """About as many, so that like jobs ask the same."""
+        return min(frozen_choice.MOST_ROWS, 1 << (self._usual_rows(plan) - 1).bit_length())
 
     def _room(self, found: Runtime, base: Base, plan: Plan, limits: Limits) -> float:
         """Bytes that the job leaves; none where its need is not known."""

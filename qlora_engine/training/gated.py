@@ -13,9 +13,11 @@ import mlx.core as mx
 from mlx import nn
 
 from qlora_engine.job.preflight.batch import CHUNK
+from qlora_engine.training import gated_kernels
 from qlora_engine.training.chunks import in_chunks
+from qlora_engine.training.cuda import EIGHT, Pair
 from qlora_engine.training.device import SLOW_EXP, exp, on_cpu
-from qlora_engine.training.frozen import FrozenLinear
+from qlora_engine.training.frozen import FrozenLinear, backward
 from qlora_engine.training.lowrank import LowRank, of_parts, with_parts
 from qlora_engine.training.siblings import Siblings
 
@@ -154,6 +156,31 @@ def _gradient_of_both(both: mx.array, cotangent: mx.array) -> mx.array:
     return gradient
 
 
+def gated_down_by_kernels(down: LowRank, both: mx.array) -> mx.array:
+    """The same as `gated_down_of_both`, where one kernel makes the gradient and the product again."""
+    a, b = down.lora_a.astype(both.dtype), down.scaled_b(both.dtype)
+    layer: nn.Linear | FrozenLinear = down.linear
+
+    @mx.custom_function
+    def product(both: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
+        return with_parts(layer, gated_kernels.product_of_both(both), a, b)
+
+    @product.vjp
+    def gradients(
+        primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+    ) -> tuple[mx.array, ...]:
+        (both, a, b), (cotangent, _), (_, inner) = primals, cotangents, outputs
+        back = cotangent @ b.T
+        of_x = mx.addmm(backward(layer, cotangent), back, a.T)
+        of_both, x = gated_kernels.gradient_of_both(both, of_x)
+        of_a, of_b = x.T @ back, inner.T @ cotangent
+        return mx.depends([of_both], [of_a, of_b])[0], of_a, of_b
+
+    results: Any = product(both.reshape(-1, both.shape[-1]), a, b)
+    y: mx.array = results[0]
+    return y.reshape(*both.shape[:-1], y.shape[-1])
+
+
 def _gradients(gate: mx.array, up: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
     """One kernel each: tied to different arrays they share nothing, and a shared sigmoid would be written and read."""
     again, up = mx.depends([gate, up], [cotangent])
@@ -188,15 +215,54 @@ def replace_gated(model: nn.Module) -> int:
     return len(chosen)
 
 
+def use_kernels(model: nn.Module) -> int:
+    """Have the feed-forward parts that are gated by SiLU use kernels of our own where they can; how many do."""
+    found = _for_kernels(model)
+    for module in found:
+        module.kernels = True
+    return len(found)
+
+
+def pair(model: nn.Module, rows: int, kind: mx.Dtype) -> Pair | None:
+    """The kernels and what MLX compiles, to be compared over that many positions; None where nothing would use them."""
+    found = _for_kernels(model)
+    if not found:
+        return None
+    down = found[0].down_proj
+    width = down.lora_a.shape[0]
+    both, cotangent = (mx.random.normal((rows, n), key=mx.random.key(n)).astype(kind) for n in (2 * width, width))
+
+    def theirs(both: mx.array, cotangent: mx.array) -> list[mx.array]:
+        again = mx.depends([both], [cotangent])[0]
+        products = [_silu_times(*mx.split(array, 2, axis=-1)) for array in (again, both)]
+        return [_gradient_of_both(both, cotangent), *products]
+
+    def ours(both: mx.array, cotangent: mx.array) -> list[mx.array]:
+        return [*gated_kernels.gradient_of_both(both, cotangent), gated_kernels.product_of_both(both)]
+
+    return Pair(theirs, ours, both, cotangent)
+
+
+def _for_kernels(model: nn.Module) -> list[Gated]:
+    found = [module for _, module in model.named_modules() if isinstance(module, Gated)]
+    return [
+        module
+        for module in found
+        if isinstance(module.down_proj, LowRank) and module.down_proj.lora_a.shape[0] % EIGHT == 0
+    ]
+
+
 class Gated(nn.Module):
     """Put before a feed-forward part's class.
 
     Attributes:
         recomputed: its layer keeps its input alone, to need little memory: then so does this part, for a chunk of the
             positions at a time.
+        kernels: it uses those of `gated_kernels` where its gate and what it gates are computed as one.
     """
 
     recomputed = False
+    kernels = False
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map (..., D) to (..., D)."""
@@ -209,7 +275,7 @@ def _gated(module: nn.Module, x: mx.array) -> mx.array:
     down, both = module.down_proj, _siblings(module)
     again = isinstance(down, LowRank) and not down.drops and not on_cpu()
     if again and both is not None:
-        return gated_down_of_both(down, both.joint(x))
+        return (gated_down_by_kernels if module.kernels else gated_down_of_both)(down, both.joint(x))
     gate, up = module.gate_proj(x), module.up_proj(x)
     if on_cpu():
         result: mx.array = down(silu_times(gate, up))

@@ -167,6 +167,7 @@ class _Run:
             found = choices.products(found, base, plan, limits)
             found = choices.recomputation(found, base, plan, limits)
             found = choices.siblings(found, base, plan)
+            found = choices.kernels(found, base, plan)
             step = _step(job, base, dropout, compiled=found.compiled)
             found, packing = choices.packing(found, base, plan, step)
             # Of buffers as large as weights, which no batch asks for, the reserve would be full.

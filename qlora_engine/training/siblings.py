@@ -15,6 +15,8 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from qlora_engine.training import block_kernels
+from qlora_engine.training.cuda import EIGHT, Compared, Pair
 from qlora_engine.training.frozen import FrozenLinear
 from qlora_engine.training.lowrank import LowRank, of_parts, with_parts
 
@@ -30,7 +32,12 @@ class Siblings:
 
     Args:
         members: low-rank layers of one rank, whose frozen layers are of one kind.
+
+    Attributes:
+        kernels: it uses those of `block_kernels`.
     """
+
+    kernels = False
 
     def __init__(self, members: Sequence[LowRank]) -> None:
         self.members = tuple(members)
@@ -40,7 +47,8 @@ class Siblings:
         whose = np.repeat(np.arange(len(widths)), widths)  # (E,)
         self._own = mx.array(whose[:, None] == np.arange(len(widths)))[..., None]  # bool (E, n, 1)
         self._rows = mx.array(np.arange(len(whose)) * len(widths) + whose)  # of (E × n, rank), those that are not zero
-        mx.eval(self._own, self._rows)
+        self._whose = mx.array(whose.astype(np.uint32))
+        mx.eval(self._own, self._rows, self._whose)
         self._placed: tuple[mx.array, mx.array] | None = None
         self._input: mx.array | None = None
         self._waiting: dict[int, mx.array] = {}
@@ -71,16 +79,16 @@ class Siblings:
 
         @mx.custom_function
         def product(x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-            blocks = self._blocks(b)
+            blocks = self._blocks(b, kernels=self.kernels)
             return *with_parts(layer, x, a.T, blocks.T), blocks
 
         @product.vjp
         def gradients(
             primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
         ) -> tuple[mx.array, mx.array, mx.array]:
-            (x, a, b), (_, inner, blocks) = primals, outputs
+            (x, a, _), (_, inner, blocks) = primals, outputs
             of_x, of_a, of_blocks = of_parts(layer, x, inner, (a.T, blocks.T), cotangents[0], turned=True)
-            return of_x, of_a, of_blocks.reshape(-1, b.shape[1])[self._rows]
+            return of_x, of_a, self._of_blocks(of_blocks, kernels=self.kernels)
 
         results: Any = product(x, *(self._placed or self.adapters(x.dtype)))
         y: mx.array = results[0]
@@ -99,9 +107,52 @@ class Siblings:
         """Compute with the members' own again."""
         self._placed = None
 
-    def _blocks(self, b: mx.array) -> mx.array:
+    def _blocks(self, b: mx.array, *, kernels: bool) -> mx.array:
         """B of all, transposed: (E, n × rank), of which each row has numbers in the columns of its member alone."""
+        if kernels:
+            return block_kernels.spread(b, self._whose, len(self.members))
         return mx.where(self._own, b[:, None], mx.zeros((), b.dtype)).reshape(b.shape[0], -1)
+
+    def _of_blocks(self, gradient: mx.array, *, kernels: bool) -> mx.array:
+        """The gradient of B of all, (E, rank), from that of its blocks."""
+        if kernels:
+            return block_kernels.gather(gradient, self._whose, len(self.members))
+        return gradient.reshape(-1, gradient.shape[1] // len(self.members))[self._rows]
+
+    def pair(self, kind: mx.Dtype) -> Pair:
+        """The kernels for blocks and what MLX computes, to be compared."""
+
+        def compared(*, kernels: bool) -> Compared:
+            def there_and_back(x: mx.array, cotangent: mx.array) -> list[mx.array]:
+                b = self._of_blocks(x, kernels=kernels)
+                return [self._blocks(b + cotangent, kernels=kernels), b]
+
+            return there_and_back
+
+        rows, rank, count = self._whose.size, self.members[0].lora_b.shape[0], len(self.members)
+        x, cotangent = (mx.random.normal((rows, n * rank), key=mx.random.key(n)).astype(kind) for n in (count, 1))
+        return Pair(compared(kernels=False), compared(kernels=True), x, cotangent)
+
+
+def pair(model: nn.Module, _rows: int, kind: mx.Dtype) -> Pair | None:
+    """The kernels for blocks of the largest siblings; None where nothing would use them."""
+    found = _for_kernels(model)
+    return max(found, key=lambda group: len(group.members)).pair(kind) if found else None
+
+
+def use_kernels(model: nn.Module) -> int:
+    """Have siblings use kernels of our own for their blocks; how many do."""
+    found = _for_kernels(model)
+    for group in found:
+        group.kernels = True
+    return len(found)
+
+
+def _for_kernels(model: nn.Module) -> list[Siblings]:
+    """Siblings whose rank the kernels can take."""
+    layers = (module for _, module in model.named_modules() if isinstance(module, LowRank))
+    groups = {id(layer.siblings): layer.siblings for layer in layers if isinstance(layer.siblings, Siblings)}
+    return [group for group in groups.values() if group.members[0].lora_b.shape[0] % EIGHT == 0]
 
 
 def bring_together(model: nn.Module) -> list[Siblings]:

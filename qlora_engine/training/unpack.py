@@ -7,27 +7,30 @@ first, that was a quarter of a short micro-batch.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import mlx.core as mx
 
+from qlora_engine.training.cuda import EIGHT, KINDS, THREADS, Kernel
 from qlora_engine.training.device import on_cuda
 
-KERNEL = """
-    const auto index = static_cast<uint32_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+UNPACK = Kernel(
+    "qlorad_unpack",
+    ("packed", "scales", "biases"),
+    ("made",),
+    """
+    const uint32_t index = blockIdx.x * blockDim.x + threadIdx.x;
     const uint32_t word = packed[index];
     const float scale = static_cast<float>(scales[index / WORDS]);
     const float bias = static_cast<float>(biases[index / WORDS]);
-    alignas(16) T numbers[8];
+    Eight<T> numbers;
     #pragma unroll
     for (int n = 0; n < 8; ++n) {
-      numbers[n] = static_cast<T>(scale * static_cast<float>((word >> (4 * n)) & 15) + bias);
+      numbers.set(n, scale * static_cast<float>((word >> (4 * n)) & 15) + bias);
     }
-    reinterpret_cast<uint4*>(made)[index] = *reinterpret_cast<const uint4*>(numbers);
-"""
-BITS, A_WORD = 4, 8  # numbers in a word
-THREADS = 256
-KINDS = (mx.bfloat16, mx.float16)
+    write_eight(made + index * int64_t(8), numbers);
+    """,
+)
+BITS = 4  # of a number, of which a word has eight
 
 
 def unpack(
@@ -61,22 +64,13 @@ def works() -> bool:
     return bool((mx.abs(ours - theirs).max() <= mx.abs(theirs).max() / 64).item())
 
 
-@cache
-def _kernel() -> Any:
-    return mx.fast.cuda_kernel(
-        name="qlorad_unpack", input_names=["packed", "scales", "biases"], output_names=["made"], source=KERNEL
-    )
-
-
 def _unpacked(packed: mx.array, scales: mx.array, biases: mx.array, group: int) -> mx.array:
     rows, words = packed.shape
-    (made,) = _kernel()(
-        inputs=[packed, scales, biases],
-        template=[("T", scales.dtype), ("WORDS", group // A_WORD)],
-        grid=(packed.size, 1, 1),
-        threadgroup=(THREADS, 1, 1),
-        output_shapes=[(rows, words * A_WORD)],
-        output_dtypes=[scales.dtype],
+    (made,) = UNPACK(
+        [packed, scales, biases],
+        threads=packed.size,
+        shapes=[(rows, words * EIGHT)],
+        kind=scales.dtype,
+        constants=[("WORDS", group // EIGHT)],
     )
-    result: mx.array = made
-    return result
+    return made

@@ -91,10 +91,11 @@ def with_adapters(
     source: DropoutKey | None = None,
     dora: bool = False,
     keys: list[str] | None = None,
+    rank: int = 4,
 ) -> nn.Module:
     """`model` with LoRA or DoRA layers whose `lora_b` is not zero, so that every gradient matters."""
     mx.random.seed(2)
-    config = {**LORA, "dropout": dropout, **({"keys": keys} if keys else {})}
+    config = {**LORA, "rank": rank, "dropout": dropout, **({"keys": keys} if keys else {})}
     linear_to_lora_layers(model, -1, config, use_dora=dora)
     mx.random.seed(1)
     for _, module in model.named_modules():

@@ -16,6 +16,7 @@ from mlx import nn
 from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.spec import JobSpec
+from qlora_engine.training import own_kernels
 from qlora_engine.training.batches import Plan
 from qlora_engine.training.choices import Choices
 from qlora_engine.training.dropout import DropoutKey
@@ -30,6 +31,7 @@ from support import tiny
 from support.small import training_step
 
 PLAN = Plan([12, 9, 30, 7, 16, 22], 2, 1, 0, 6)
+LONG = Plan([12, 9, 30, 7, 16, 22], 2, 1, 0, own_kernels.LONG_ENOUGH)
 GIGA = int(1e9)
 
 
@@ -113,6 +115,30 @@ def test_whether_layers_compute_as_one_is_measured_once(
     short = OnAGpu(tmp_path / "short", model, GIGA)
     short.choices.siblings(replace(short.found, chosen={"recomputed": 1}), short.base, PLAN)
     assert siblings_of(short.base.model) == 0
+
+
+def test_kernels_of_our_own_are_chosen_once(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They round differently, so a run that began with them, or without, goes on so."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr("qlora_engine.training.own_kernels.use", lambda _model, names, _longest: asked.append(names))
+    timings = {"rotary": (2.0, 1.0), "norms": (1.0, 2.0)}
+    monkeypatch.setattr("qlora_engine.training.own_kernels.measure", lambda *_: timings)
+
+    def chosen(folder: str, plan: Plan = LONG, **found: Any) -> list[str]:
+        run = OnAGpu(tmp_path / folder, model, GIGA)
+        run.choices.kernels(replace(run.found, **{"backend": "cuda", **found}), run.base, plan)
+        assert [event["names"] for event in run.events if event["event"] == "kernels.chosen"] in ([], [asked[-1]])
+        return asked[-1]
+
+    assert chosen("run") == ["rotary"]
+    monkeypatch.setattr("qlora_engine.training.own_kernels.measure", None)  # measuring again would fail
+    recorded = json.loads((tmp_path / "run" / "runtime.json").read_bytes())["chosen"]
+    assert chosen("run", chosen=recorded) == ["rotary"]
+    assert chosen("like it") == ["rotary"]  # remembered on this machine
+    assert chosen("older", chosen={"packing": {}}) == []
+    assert chosen("short of memory", chosen={"recomputed": 1}) == []
+    assert chosen("short run", PLAN) == []
+    assert chosen("mac", backend="metal") == []
 
 
 def siblings_of(model: nn.Module) -> int:

@@ -1,0 +1,57 @@
+"""Which parts of a model are computed by kernels of our own: where they give what MLX gives, and sooner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import mlx.core as mx
+from mlx import nn
+
+from qlora_engine.training import gated, norms, rotary, siblings
+from qlora_engine.training.cuda import KINDS, Pair
+
+WORTH = 0.97  # of MLX's time
+# Micro-batches of a run that is worth it: MLX compiles such kernels in every process anew, 1.2 s each beside an H200,
+# and they save some hundredths of a step.
+LONG_ENOUGH = 1000
+PAIRS: dict[str, Callable[[nn.Module, int, mx.Dtype], Pair | None]] = {
+    "rotary": rotary.pair,
+    "norms": norms.pair,
+    "gated": gated.pair,
+    "siblings": siblings.pair,
+}
+Timings = dict[str, tuple[float, float]]
+
+
+def measure(model: nn.Module, rows: int, kind: mx.Dtype) -> Timings:
+    """Seconds that MLX's kernels and ours take for a layer, forward and backward, of those that give the same.
+
+    Args:
+        rows: positions of a usual micro-batch.
+        kind: type of activations.
+    """
+    if kind not in KINDS:
+        return {}
+    found = {name: pair(model, rows, kind) for name, pair in PAIRS.items()}
+    return {name: pair.seconds() for name, pair in found.items() if pair is not None and pair.agree()}
+
+
+def faster(timings: Timings) -> list[str]:
+    """The names of those that are worth using."""
+    return [name for name, (theirs, ours) in timings.items() if ours < WORTH * theirs]
+
+
+def use(model: nn.Module, names: Collection[str], longest: int) -> None:
+    """Have a model use them.
+
+    Args:
+        longest: positions of a row.
+    """
+    if "rotary" in names:
+        rotary.replace_rotary(model, longest)
+    if "norms" in names:
+        norms.replace_norms(model)
+    if "gated" in names:
+        gated.use_kernels(model)
+    if "siblings" in names:
+        siblings.use_kernels(model)

@@ -1,0 +1,123 @@
+"""Run the source of a CUDA kernel on the processor: each block's threads as threads, one block after the other."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qlora_engine.training.cuda import Kernel
+
+AXES = 8
+
+SHIM = r"""
+#include <array>
+#include <barrier>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __shared__ static
+#define __grid_constant__
+
+struct uint4 { uint32_t x, y, z, w; };
+struct float2 { float x, y; };
+struct Index { uint32_t x = 0, y = 0, z = 0; };
+static float2 make_float2(float x, float y) { return {x, y}; }
+static float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+static float __int_as_float(int bits) { float number; std::memcpy(&number, &bits, 4); return number; }
+
+static Index blockDim, blockIdx;
+static thread_local Index threadIdx;
+static std::unique_ptr<std::barrier<>> all;
+static std::vector<float> lanes;
+
+static void __syncthreads() { all->arrive_and_wait(); }
+static float __shfl_xor_sync(uint32_t, float number, int other) {
+  lanes[threadIdx.x] = number;
+  __syncthreads();
+  const float found = lanes[threadIdx.x ^ other];
+  __syncthreads();
+  return found;
+}
+using Shape = std::array<int32_t, 8>;
+using Strides = std::array<int64_t, 8>;
+"""
+
+
+def run(
+    kernel: Kernel,
+    inputs: Sequence[np.ndarray],
+    *,
+    threads: int,
+    block: int,
+    shapes: Sequence[tuple[int, ...]],
+    constants: dict[str, int],
+    folder: Path,
+) -> list[np.ndarray]:
+    """The outputs of a kernel, float16 like its first input.
+
+    Args:
+        threads: in all; a last block that is not full runs whole, as on a GPU.
+        folder: to compile in.
+    """
+    library = _compiled(kernel, [array.dtype for array in inputs], constants, folder)
+    made = [np.zeros(shape, np.float16) for shape in shapes]
+    arguments = [array.ctypes.data_as(ctypes.c_void_p) for array in (*inputs, *made)]
+    for array in inputs:
+        axes = array.shape + (0,) * (AXES - array.ndim)
+        strides = tuple(step // array.itemsize for step in array.strides) + (0,) * (AXES - array.ndim)
+        arguments += [(ctypes.c_int32 * AXES)(*axes), (ctypes.c_int64 * AXES)(*strides)]
+    library.launch(-(-threads // block), block, *arguments)
+    return made
+
+
+def _compiled(kernel: Kernel, kinds: Sequence[np.dtype], constants: dict[str, int], folder: Path) -> ctypes.CDLL:
+    """A library with one function: launch(blocks, threads of a block, inputs, outputs, shape and strides of inputs)."""
+    types = [{"float16": "_Float16", "float32": "float", "uint32": "uint32_t"}[str(kind)] for kind in kinds]
+    pointers = [f"const {kind}* {name}" for kind, name in zip(types, kernel.inputs, strict=True)]
+    pointers += [f"_Float16* {name}" for name in kernel.outputs]
+    shapes = [f"{name}_{what}" for name in kernel.inputs for what in ("shape", "strides")]
+    axes = [f"const {'Shape' if name.endswith('shape') else 'Strides'}& {name}" for name in shapes]
+    parameters, given = ", ".join([*pointers, *axes]), ", ".join([*kernel.inputs, *kernel.outputs, *shapes])
+    known = "\n".join(f"constexpr int {name} = {int(value)};" for name, value in constants.items())
+    source = f"""{SHIM}
+{kernel.header}
+namespace mlx::core::cu {{
+using T = _Float16;
+{known}
+static void kernel({parameters}) {{
+{kernel.source}
+}}
+}}
+extern "C" void launch(uint32_t block_count, uint32_t block_size, {parameters}) {{
+  blockDim.x = block_size;
+  lanes.resize(block_size);
+  for (blockIdx.x = 0; blockIdx.x < block_count; ++blockIdx.x) {{
+    all = std::make_unique<std::barrier<>>(block_size);
+    std::vector<std::thread> threads;
+    for (uint32_t n = 0; n < block_size; ++n) {{
+      threads.emplace_back([&, n] {{
+        threadIdx.x = n;
+        mlx::core::cu::kernel({given});
+        all->arrive_and_drop();
+      }});
+    }}
+    for (auto& thread : threads) thread.join();
+  }}
+}}
+"""
+    file, library = folder / f"{kernel.name}.cpp", folder / f"{kernel.name}.so"
+    file.write_text(source)
+    command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-o", str(library), str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return ctypes.CDLL(str(library))

@@ -1,0 +1,225 @@
+"""Our CUDA kernels: their sources run on the processor give what MLX gives, and models that use them learn the same."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from qlora_engine.training import block_kernels, cuda, gated, gated_kernels, norms, own_kernels, rotary, unpack
+from qlora_engine.training.lowrank import replace_lora
+from qlora_engine.training.recompute import checkpoint_layers
+from qlora_engine.training.siblings import bring_together
+from qlora_engine.training.targets import Targets
+from support.cuda_on_cpu import run
+from support.small import assert_close, batch, llama_model, training_step, window_gradients, with_adapters
+
+DRAW = np.random.default_rng(0)
+BLOCK = 32
+
+
+def drawn(*shape: int) -> np.ndarray:
+    return DRAW.normal(size=shape).astype(np.float16)
+
+
+def near(found: np.ndarray, expected: mx.array) -> None:
+    """Equal but for the rounding of float16."""
+    np.testing.assert_allclose(found.astype(np.float32), np.array(expected.astype(mx.float32)), atol=4e-3, rtol=4e-3)
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("layout", ["alone", "beside others", "turned about", "odd"])
+def test_turning(back: bool, layout: str, tmp_path: Path) -> None:
+    """Of heads that lie side by side, as a projection leaves them, and of others; a last block has some to spare."""
+    many, heads, length, width = 2, 3, 5, 32
+    x = {
+        "alone": lambda: drawn(many, heads, length, width),
+        "beside others": lambda: drawn(many, length, heads + 1, width)[:, :, :heads].transpose(0, 2, 1, 3),
+        "turned about": lambda: drawn(many, heads, width, length).transpose(0, 1, 3, 2),
+        "odd": lambda: drawn(many, heads, length, width + 1)[..., 1:],
+    }[layout]()
+    rope = mx.fast.rope
+    settings: dict[str, Any] = {"traditional": False, "base": 100.0, "scale": 1.0, "offset": 0}
+    unit = mx.concatenate([mx.ones((1, 1, length, width // 2)), mx.zeros((1, 1, length, width // 2))], axis=-1)
+    angles = np.array(rope(unit, width, **settings)[0, 0])
+    angles[:, width // 2 :] *= -1 if back else 1
+    (found,) = run(
+        rotary.TURN, [x, angles], threads=many * heads * length * width // 16, block=BLOCK,
+        shapes=[(many, length, heads, width)], constants={"WIDTH": width}, folder=tmp_path,
+    )  # fmt: skip
+    forward = mx.array(np.ascontiguousarray(x))
+    expected = rope(forward, width, **settings)
+    if back:
+        _, (expected,) = mx.vjp(lambda x: rope(x, width, **settings), [forward], [forward])
+    near(found.transpose(0, 2, 1, 3), expected)
+
+
+@pytest.mark.parametrize(("width", "block"), [(512, 64), (768, 32), (256, 32)])
+def test_normalization_backward(width: int, block: int, tmp_path: Path) -> None:
+    """With one row a block, in one piece or several a thread."""
+    x, weight, cotangent, eps = drawn(3, width), drawn(width), drawn(3, width), 1e-2
+    (bits,) = struct.unpack("i", struct.pack("f", eps))
+    (found,) = run(
+        norms.BACK, [x, weight, cotangent], threads=3 * block, block=block, shapes=[x.shape],
+        constants={"WIDTH": width, "BLOCK": block, "EPS": bits}, folder=tmp_path,
+    )  # fmt: skip
+    _, (expected,) = mx.vjp(lambda x: mx.fast.rms_norm(x, mx.array(weight), eps), [mx.array(x)], [mx.array(cotangent)])
+    near(found, expected)
+
+
+def test_gated_product_and_gradient(tmp_path: Path) -> None:
+    """Also where the gate is so far off that its exponential is infinite."""
+    both, cotangent = drawn(5, 48), drawn(5, 24)
+    both[0, :4] = [-200, 200, -11, 0]
+    settings: dict[str, Any] = {"threads": 5 * 3, "block": BLOCK, "constants": {"WIDTH": 24}, "folder": tmp_path}
+    (product,) = run(gated_kernels.FORWARD, [both], shapes=[(5, 24)], **settings)
+    gradient, again = run(gated_kernels.BACKWARD, [both, cotangent], shapes=[(5, 48), (5, 24)], **settings)
+
+    def plain(both: mx.array) -> mx.array:
+        gate, up = mx.split(both.astype(mx.float32), 2, axis=-1)
+        return gated.silu_times(gate, up).astype(both.dtype)
+
+    (expected,), (of_both,) = mx.vjp(plain, [mx.array(both)], [mx.array(cotangent)])
+    near(product, expected)
+    near(again, expected)
+    near(gradient, of_both)
+
+
+@pytest.mark.parametrize("group", [32, 64])
+def test_dequantization(group: int, tmp_path: Path) -> None:
+    """Eight numbers a word, with the scale and bias of their group."""
+    parts = mx.quantize(mx.array(drawn(4, 256)), group, unpack.BITS)
+    packed, scales, biases = (np.array(part) for part in parts)
+    (found,) = run(
+        unpack.UNPACK, [packed, scales, biases], threads=packed.size, block=BLOCK,
+        shapes=[(4, 256)], constants={"WORDS": group // 8}, folder=tmp_path,
+    )  # fmt: skip
+    near(found, mx.dequantize(*parts, group, unpack.BITS))
+
+
+def test_blocks_of_siblings(tmp_path: Path) -> None:
+    """There and back, of three members that are not of one width."""
+    whose = np.repeat(np.arange(3, dtype=np.uint32), [5, 2, 4])
+    b = drawn(11, 16)
+    settings: dict[str, Any] = {"block": BLOCK, "constants": {"MEMBERS": 3, "RANK": 16}, "folder": tmp_path}
+    (blocks,) = run(block_kernels.SPREAD, [b, whose], threads=11 * 6, shapes=[(11, 48)], **settings)
+    (again,) = run(block_kernels.GATHER, [blocks, whose], threads=11 * 2, shapes=[(11, 16)], **settings)
+    expected = np.zeros((11, 3, 16), np.float16)
+    expected[np.arange(11), whose] = b
+    np.testing.assert_array_equal(blocks.reshape(11, 3, 16), expected)
+    np.testing.assert_array_equal(again, b)
+
+
+def stand_in(kernel: cuda.Kernel, inputs: list[mx.array], *, constants: Any = (), **_: Any) -> list[mx.array]:
+    """What a kernel gives, computed by MLX: the sources are tested above, here how models use them."""
+    known = dict(constants)
+    if kernel is rotary.TURN:
+        x, angles = inputs
+        (one, other), (cosine, sine) = mx.split(x, 2, axis=-1), mx.split(angles[: x.shape[2]], 2, axis=-1)
+        both = mx.concatenate([one * cosine - other * sine, one * sine + other * cosine], axis=-1)
+        return [both.transpose(0, 2, 1, 3)]
+    if kernel is norms.BACK:
+        x, weight, cotangent = inputs
+        (eps,) = struct.unpack("f", struct.pack("i", known["EPS"]))
+        return mx.vjp(lambda x: mx.fast.rms_norm(x, weight, eps), [x], [cotangent])[1]
+    if kernel in (block_kernels.SPREAD, block_kernels.GATHER):
+        of_all, whose = inputs
+        mine = whose[:, None] == mx.arange(known["MEMBERS"])
+        if kernel is block_kernels.SPREAD:
+            return [(of_all[:, None] * mine[..., None]).reshape(len(of_all), -1)]
+        return [(of_all.reshape(len(of_all), known["MEMBERS"], -1) * mine[..., None]).sum(axis=1)]
+    (product,), (gradient,) = mx.vjp(_plain, [inputs[0]], [inputs[-1] if len(inputs) > 1 else _plain(inputs[0])])
+    return [product] if kernel is gated_kernels.FORWARD else [gradient, product]
+
+
+def _plain(both: mx.array) -> mx.array:
+    gate, up = mx.split(both, 2, axis=-1)
+    return gate * mx.sigmoid(gate) * up
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels as they are used on CUDA, for numbers of 32 bits."""
+    monkeypatch.setattr(cuda.Kernel, "__call__", stand_in)
+    monkeypatch.setattr(gated, "on_cpu", lambda: False)
+    for module in (rotary, norms, own_kernels):
+        monkeypatch.setattr(module, "KINDS", (mx.float32,))
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("names", [[], ["rotary"], ["norms"], ["gated"], ["siblings"], list(own_kernels.PAIRS)])
+def test_a_model_that_uses_them_learns_the_same(names: list[str], together: bool, recomputed: bool) -> None:
+    """Each by itself and all of them: loss and every gradient."""
+    found = []
+    for chosen in ([], names):
+        model = with_adapters(llama_model(hidden=256), rank=8)
+        replace_lora(model)
+        assert gated.replace_gated(model) == 2
+        if together:
+            assert len(bring_together(model)) == 4
+        own_kernels.use(model, chosen, 64)
+        if recomputed:
+            checkpoint_layers(model.layers)
+        model.train()
+        step = training_step(model)
+        loss = step.micro_batch(Targets.of(*batch(4, 12)), mx.random.key(0)).loss
+        found.append((loss, window_gradients(step)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
+    assert_close(found[1][1], found[0][1])
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_every_part_that_can_uses_them() -> None:
+    """The final normalization too; and only once, however often it is asked for."""
+    model = with_adapters(llama_model(hidden=256), rank=8)
+    replace_lora(model)
+    gated.replace_gated(model)
+    groups = bring_together(model)
+    for _ in range(2):
+        own_kernels.use(model, list(own_kernels.PAIRS), 64)
+    parts = [module for _, module in model.named_modules()]
+    assert sum(isinstance(part, rotary.Turned) for part in parts) == 2
+    assert sum(isinstance(part, norms.Normalized) for part in parts) == 5
+    assert sum(isinstance(part, gated.Gated) and part.kernels for part in parts) == 2
+    assert [group.kernels for group in groups] == [True] * 4
+    first, second = (layer.self_attn.rope for layer in model.layers)
+    assert first.angles is second.angles
+    narrow = with_adapters(llama_model(hidden=32))  # heads of 8, and rows of no whole warp
+    own_kernels.use(narrow, ["rotary", "norms"], 64)
+    assert not any(isinstance(part, rotary.Turned | norms.Normalized) for _, part in narrow.named_modules())
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_what_a_row_is_too_long_for_is_turned_as_before() -> None:
+    """So is what counts from another position, as an answer does that is written token by token."""
+    model = llama_model(hidden=256)
+    x = mx.random.normal((1, 2, 9, 64))
+    plain = model.layers[0].self_attn.rope
+    long, late = plain(x), plain(x[:, :, :3], offset=7)
+    rotary.replace_rotary(model, 8)
+    assert mx.array_equal(plain(x), long)
+    assert mx.array_equal(plain(x[:, :, :3], offset=7), late)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_only_what_gives_the_same_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that a driver compiles wrongly must not train anything."""
+    model = with_adapters(llama_model(hidden=256), rank=8)
+    replace_lora(model)
+    gated.replace_gated(model)
+    bring_together(model)
+    assert set(own_kernels.measure(model, 16, mx.float32)) == set(own_kernels.PAIRS)
+    assert own_kernels.measure(model, 16, mx.float16) == {}
+
+    def wrong(kernel: cuda.Kernel, inputs: list[mx.array], **settings: Any) -> list[mx.array]:
+        return [made * (0.9 if kernel is norms.BACK else 1) for made in stand_in(kernel, inputs, **settings)]
+
+    monkeypatch.setattr(cuda.Kernel, "__call__", wrong)
+    assert set(own_kernels.measure(model, 16, mx.float32)) == {"rotary", "gated", "siblings"}
+    assert own_kernels.faster({"a": (2.0, 1.0), "b": (1.0, 0.99), "c": (1.0, 2.0)}) == ["a"]
