@@ -144,7 +144,7 @@ class Choices:
         before = packing_choice.recorded(found.chosen.get("packing"), self.spec.packing, plan, found.backend)
         if before is not None:
             return found, before
-        about = self._about_model(found, base) | {"siblings": found.chosen.get("siblings")}
+        about = self._about_model(found, base) | {key: found.chosen.get(key) for key in ("siblings", "kernels")}
         choice = packing_choice.choose(
             self.spec.packing,
             plan,

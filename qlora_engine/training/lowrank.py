@@ -132,15 +132,17 @@ def of_parts(
     *,
     turned: bool = False,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """The gradients of layer(x) + inner @ b, where inner is x @ a, for x, a and b; those of a and b transposed or not.
+    """The gradients of layer(x) + inner @ b, where inner is x @ a, for x, a and b.
+
+    With `turned` a and b are given as they lie in a vector, (rank, D) and (E, rank), and their gradients are like them.
 
     That of x waits for the others. The gradients of all layers are joined at the end, and until then nothing else
     would ask for them: the inputs of every layer, made again or not, would be there until the last.
     """
     (a, b), flat, cotangent = ab, _flat(x), _flat(cotangent)
-    back = cotangent @ b.T
+    back = cotangent @ (b if turned else b.T)
     of_a, of_b = (back.T @ flat, cotangent.T @ inner) if turned else (flat.T @ back, inner.T @ cotangent)
-    (of_x,) = mx.depends([mx.addmm(backward(layer, cotangent), back, a.T)], [of_a, of_b])
+    (of_x,) = mx.depends([mx.addmm(backward(layer, cotangent), back, a if turned else a.T)], [of_a, of_b])
     return of_x.reshape(x.shape), of_a, of_b
 
 

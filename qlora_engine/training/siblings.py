@@ -87,7 +87,7 @@ class Siblings:
             primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
         ) -> tuple[mx.array, mx.array, mx.array]:
             (x, a, _), (_, inner, blocks) = primals, outputs
-            of_x, of_a, of_blocks = of_parts(layer, x, inner, (a.T, blocks.T), cotangents[0], turned=True)
+            of_x, of_a, of_blocks = of_parts(layer, x, inner, (a, blocks), cotangents[0], turned=True)
             return of_x, of_a, self._of_blocks(of_blocks, kernels=self.kernels)
 
         results: Any = product(x, *(self._placed or self.adapters(x.dtype)))
