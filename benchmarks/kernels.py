@@ -55,7 +55,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         **vars(arguments), "step_ms": round(1e3 * plain, 1), "busy_ms": round(_covered(spans) / 1e3 / STEPS, 1),
         "tokens_per_s": round(targets.count / plain), "peak_gb": round(mx.get_peak_memory() / 1e9, 2),
-        "launches": sum(count for _, count, _ in kernels), "kernels": kernels,
+        "launches": sum(count for _, count, _ in kernels), "by_kernel": kernels,
     }  # fmt: skip
 
 

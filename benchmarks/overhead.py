@@ -86,7 +86,7 @@ def measure(job_file: Path) -> dict[str, Any]:
     written = [(end - event["seconds"], end) for end, event in zip(ended, saved, strict=True)]
     quiet, beside = _apart(watch.ends[WARM_UP:], written)
     wall, inside = watch.ended - watch.started, sum(watch.inside.values())
-    slowed = (median(beside) / median(quiet) - 1) * sum(beside) / wall if beside and quiet else 0.0
+    slowed = (1 - median(quiet) / median(beside)) * sum(beside) / wall if beside and quiet else 0.0
     return {
         "updates": watch.updates - WARM_UP,
         "seconds": round(wall, 3),

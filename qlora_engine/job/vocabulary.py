@@ -321,7 +321,7 @@ EVENTS: dict[str, EventType] = {
         "What is computed by CUDA kernels of the engine's own rather than MLX's.",
         {
             "names": "of those that give the same and are faster: rotary (embedding), norms, gated (parts), siblings",
-            "seconds": "measured by name: MLX's and ours, of one layer forward and backward",
+            "seconds": "measured by name: MLX's and ours, forward and backward, of what one layer computes or more",
             "rows": "positions of a usual micro-batch, for which they were measured",
         },
     ),

@@ -26,7 +26,7 @@ from qlora_engine.training.measured import Measured
 from qlora_engine.training.memory import Limits
 from qlora_engine.training.model import Base, activation_type, count_parameters, vocabulary
 from qlora_engine.training.packing import Packing
-from qlora_engine.training.recompute import checkpoint_layers
+from qlora_engine.training.recompute import checkpoint_layers, recomputes
 from qlora_engine.training.runtime import Runtime
 from qlora_engine.training.step import TrainingStep
 
@@ -104,7 +104,7 @@ class Choices:
     def siblings(self, found: Runtime, base: Base, plan: Plan) -> Runtime:
         """Have adapted layers that read the same input compute as one, where that is faster and memory is not short."""
         before = found.chosen.get("siblings")
-        short = self._is_short_of_memory(found)
+        short = self.spec.grad_checkpoint or found.chosen.get("recomputed", 0)
         groups = [] if found.backend == "cpu" or short or before is False else siblings.bring_together(base.model)
         if before is not None or not groups:
             return found
@@ -123,19 +123,27 @@ class Choices:
         """Have kernels of our own compute what they compute sooner than MLX's; there are some on CUDA.
 
         Not where memory is short, which was not measured with them, and not in a short run, which is over before they
-        are compiled. A run that was laid out before there were any goes on without.
+        are compiled. A run that was laid out before there were any goes on without; so does one on another backend.
         """
-        short = self._is_short_of_memory(found) or self.spec.memory.limit_gb is not None
-        never = found.backend != "cuda" or short or "packing" in found.chosen
-        chosen = found.chosen.get("kernels", [] if never or plan.steps < own_kernels.LONG_ENOUGH else None)
-        if chosen is None:
-            kind, rows = activation_type(base.model), self._rows_to_measure(plan)
-            question = {"what": "kernels", "rows": rows, **self._about_model(found, base)}
-            timings = self.known.answer(question) or own_kernels.measure(base.model, rows, kind)
+        before = found.chosen.get("kernels")
+        short = recomputes(base.model) or self.spec.memory.limit_gb is not None
+        fresh = "packing" not in found.chosen and plan.steps >= own_kernels.LONG_ENOUGH
+        if found.backend != "cuda" or short or not (before or fresh):
+            return found
+        kind, rows = activation_type(base.model), self._rows_to_measure(plan)
+        timings: own_kernels.Timings = {}
+        if before is None:
+            question = {"what": "kernels", "rows": rows, **self._about_layers(found, base)}
+            known = self.known.answer(question)
+            timings = own_kernels.measure(base.model, rows, kind) if known is None else known
             self.known.note(question, timings)
-            chosen = own_kernels.faster(timings)
+        # At every start: drivers compile them anew, and change without a version that MLX or we would know.
+        chosen = own_kernels.agreeing(base.model, own_kernels.faster(timings) if before is None else before, rows, kind)
+        if before is None:
             self.log.emit("kernels.chosen", names=chosen, seconds=timings, rows=rows)
             found = runtime.record(self.run, found, "kernels", chosen)
+        elif chosen != before:
+            self.log.emit("environment.changed", name="kernels", then=before, now=chosen)
         own_kernels.use(base.model, chosen, packing_choice.widest_row(plan, found.backend))
         return found
 
@@ -144,7 +152,7 @@ class Choices:
         before = packing_choice.recorded(found.chosen.get("packing"), self.spec.packing, plan, found.backend)
         if before is not None:
             return found, before
-        about = self._about_model(found, base) | {key: found.chosen.get(key) for key in ("siblings", "kernels")}
+        about = self._about_layers(found, base) | {"kernels": found.chosen.get("kernels")}
         choice = packing_choice.choose(
             self.spec.packing,
             plan,
@@ -159,10 +167,6 @@ class Choices:
         self.log.emit("packing.chosen", **choice.as_event())
         return runtime.record(self.run, found, "packing", choice.as_json(self.spec.packing)), choice.packing
 
-    def _is_short_of_memory(self, found: Runtime) -> bool:
-        """Layers are computed again to save some."""
-        return bool(self.spec.grad_checkpoint or found.chosen.get("recomputed", 0))
-
     def _about_model(self, found: Runtime, base: Base) -> dict[str, Any]:
         """What the times of a whole step depend on."""
         return {
@@ -172,6 +176,10 @@ class Choices:
             "recompute": self.spec.grad_checkpoint,
             "products": found.chosen.get("products"),
         }
+
+    def _about_layers(self, found: Runtime, base: Base) -> dict[str, Any]:
+        """The same where layers that read one input may compute as one."""
+        return self._about_model(found, base) | {"siblings": found.chosen.get("siblings")}
 
     def _usual_rows(self, plan: Plan) -> int:
         """Positions of a usual micro-batch."""

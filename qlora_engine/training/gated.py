@@ -244,12 +244,10 @@ def pair(model: nn.Module, rows: int, kind: mx.Dtype) -> Pair | None:
 
 
 def _for_kernels(model: nn.Module) -> list[Gated]:
-    found = [module for _, module in model.named_modules() if isinstance(module, Gated)]
-    return [
-        module
-        for module in found
-        if isinstance(module.down_proj, LowRank) and module.down_proj.lora_a.shape[0] % EIGHT == 0
-    ]
+    """Parts whose gate and what it gates are one array, of a width that the kernels can take."""
+    found = [module for _, module in model.named_modules() if isinstance(module, Gated) and _siblings(module)]
+    adapted = [module for module in found if isinstance(module.down_proj, LowRank) and not module.down_proj.has_dropout]
+    return [module for module in adapted if module.down_proj.lora_a.shape[0] % EIGHT == 0]
 
 
 class Gated(nn.Module):

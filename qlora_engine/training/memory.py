@@ -24,6 +24,7 @@ OVERSHOOT, OVERSHOOT_SHARE = int(0.5e9), 0.13
 # Of the limit, that freed buffers may take: of memory that others need too, or of a GPU's own. Batches of another width
 # want buffers of another size, and what is not kept for them is asked of the driver again.
 CACHE_SHARE, OWN_CACHE_SHARE = 0.25, 0.5
+ALIKE = 0.1  # how far two sizes of one memory are apart
 CPU_CACHE = 0  # the C library's allocator is a reserve of its own, and one of MLX's beside it saves no time
 # mallopt's M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
 ONE_HEAP = ((-8, 1), (-3, 1 << 30), (-1, 1 << 30))
@@ -61,11 +62,14 @@ class Device:
     Attributes:
         total: that it has.
         recommended: that a program should use at most; None where the system says nothing.
+        wires: it can be kept from being paged out.
+        own: nothing but the device uses it.
     """
 
     total: int
     recommended: int | None
     wires: bool = False
+    own: bool = False
 
     @classmethod
     def found(cls) -> Device:
@@ -75,7 +79,9 @@ class Device:
         about = mx.device_info()
         total = int(about.get("memory_size") or about.get("total_memory") or psutil.virtual_memory().total)
         recommended = about.get("max_recommended_working_set_size")
-        return cls(total, int(recommended) if recommended else int(0.95 * total), wires=bool(recommended))
+        # A GPU that shares the machine's memory has about as much of it.
+        own = not recommended and abs(total / psutil.virtual_memory().total - 1) > ALIKE
+        return cls(total, int(recommended) if recommended else int(0.95 * total), wires=bool(recommended), own=own)
 
 
 def limits_of(memory: Memory, device: Device, share: float = 1.0) -> Limits:
@@ -89,7 +95,7 @@ def limits_of(memory: Memory, device: Device, share: float = 1.0) -> Limits:
     asked = None if memory.limit_gb is None else int(memory.limit_gb * GIGA)
     most = device.total if share == 1 else int(share * (device.recommended or device.total))
     by_share = share < 1 and (asked is None or asked > most)
-    cache_share = CACHE_SHARE if device.wires or asked is not None else OWN_CACHE_SHARE
+    cache_share = OWN_CACHE_SHARE if device.own and asked is None else CACHE_SHARE
     limit = min(asked, most) if asked is not None else most if by_share else device.recommended
     return Limits(
         limit=limit,

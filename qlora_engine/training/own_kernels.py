@@ -24,16 +24,29 @@ Timings = dict[str, tuple[float, float]]
 
 
 def measure(model: nn.Module, rows: int, kind: mx.Dtype) -> Timings:
-    """Seconds that MLX's kernels and ours take for a layer, forward and backward, of those that give the same.
+    """Seconds that MLX's kernels and ours take for a layer, forward and backward.
 
     Args:
         rows: positions of a usual micro-batch.
         kind: type of activations.
     """
+    return {name: pair.seconds() for name, pair in _pairs(model, PAIRS, rows, kind).items()}
+
+
+def agreeing(model: nn.Module, names: Collection[str], rows: int, kind: mx.Dtype) -> list[str]:
+    """Those of the names whose kernels give what MLX gives, but for rounding.
+
+    Args:
+        rows, kind: as above.
+    """
+    return [name for name, pair in _pairs(model, names, rows, kind).items() if pair.agree()]
+
+
+def _pairs(model: nn.Module, names: Collection[str], rows: int, kind: mx.Dtype) -> dict[str, Pair]:
     if kind not in KINDS:
         return {}
-    found = {name: pair(model, rows, kind) for name, pair in PAIRS.items()}
-    return {name: pair.seconds() for name, pair in found.items() if pair is not None and pair.agree()}
+    found = {name: PAIRS[name](model, rows, kind) for name in names if name in PAIRS}
+    return {name: pair for name, pair in found.items() if pair is not None}
 
 
 def faster(timings: Timings) -> list[str]:

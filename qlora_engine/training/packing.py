@@ -14,8 +14,9 @@ from qlora_engine.training.targets import Targets
 
 Rows = tuple[tuple[int, ...], ...]
 TRIED = 8  # numbers of rows, from the fewest on; more rows are more padding
-# Of the cost of fewer rows, below which more of them are worth a shape of their own, where shapes are compiled.
-WORTH_A_SHAPE = 0.9
+# Of the cost of fewer rows, below which more of them are worth a shape of their own, where shapes are compiled. Most
+# layouts are as good as one another; asking for a tenth would cost 2% where attention is costly, and save few shapes.
+WORTH_A_SHAPE = 0.99
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Packing:
 
     @property
     def worth_a_shape(self) -> float:
-        """Of the cost of a row that holds all, below which another layout is worth it."""
+        """Of the cost of the fewest rows that hold all, below which another layout is worth it."""
         return 1.0 if self.grid.shares is None else WORTH_A_SHAPE
 
     def targets(self, documents: Sequence[Document], rows: Rows) -> Targets:
@@ -90,7 +91,7 @@ class Batch:
 
 
 def lay_out(window: Window, lengths: Sequence[int], packing: Packing, batch_size: int) -> list[Batch]:
-    """The batches of a window: what is fastest of one document a row and several.
+    """The batches of a window: what is fastest of one document a row and several, or as good as that and usual.
 
     The gradient of a window is that of one batch of all its documents in every layout. No batch takes more
     memory than `batch_size` rows as wide as the longest document.
@@ -133,7 +134,7 @@ def _join(
 
 
 def _rows(documents: Sequence[int], inputs: Mapping[int, int], packing: Packing, positions: int) -> Rows | None:
-    """Documents joined in as many rows as is fastest, or None where they do not fit."""
+    """Documents joined in as many rows as is fastest, of like ones the fewest; None where they do not fit."""
     fewest = math.ceil(sum(inputs[document] for document in documents) / packing.widest)
     best: Rows | None = None
     for count in range(fewest, min(len(documents), fewest + TRIED) + 1):

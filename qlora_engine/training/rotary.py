@@ -1,6 +1,6 @@
 """Rotary position embedding (Su et al. 2021) on CUDA, as fast as memory takes it.
 
-MLX's kernel reads one number a thread and computes sines at each call: 23 µs for what 4 would read and write, 128
+MLX's kernel reads one number at a time and computes sines at each call: 23 µs for what 4 would read and write, 128
 times in a step of 32 layers.
 """
 
@@ -16,6 +16,7 @@ from qlora_engine.training.cuda import EIGHT, KINDS, Kernel, Pair
 
 NDIM = 4
 HEADS, OTHERS = 32, 16  # side by side, as queries, keys and values are: to compare it with MLX's
+SHORT = 16  # positions
 TURN = Kernel(
     "qlorad_turn",
     ("x", "angles"),
@@ -59,20 +60,25 @@ TURN = Kernel(
 def replace_rotary(model: nn.Module, longest: int) -> int:
     """Have a model's rotary embeddings that turn whole heads, as halves, use the kernel above; how many do.
 
+    Not those whose angles depend on how long the row is.
+
     The objects get a subclass of their class.
 
     Args:
         longest: positions of a row; longer ones are turned as before.
     """
     shared: list[Angles] = []
-    found = _usable(model)
-    for rope in found:
-        own = Angles.of(rope, longest)
-        angles = next((known for known in shared if mx.array_equal(known.there, own.there).item()), own)
+    count = 0
+    for rope in _usable(model):
+        own, short = Angles.of(rope, longest), Angles.of(rope, min(SHORT, longest))
+        if not _same(short.there, own.there[: len(short.there)]):
+            continue  # some scale their angles to the length of the row
+        angles = next((known for known in shared if _same(known.there, own.there)), own)
         if angles is own:
             shared.append(own)
         rope.__class__ = type(f"Turned{type(rope).__name__}", (Turned, type(rope)), {"angles": angles})
-    return len(found)
+        count += 1
+    return count
 
 
 def pair(model: nn.Module, rows: int, kind: mx.Dtype) -> Pair | None:
@@ -163,11 +169,18 @@ def _turn(x: mx.array, angles: mx.array) -> mx.array:
 
 
 def _usable(model: nn.Module) -> list[nn.Module]:
-    """Rotary embeddings that say that they turn pairs of halves."""
-    found = [module.rope for _, module in model.named_modules() if "rope" in module]
-    usable = []
-    for rope in found:
-        width, pairs = getattr(rope, "dims", None), getattr(rope, "traditional", True)
-        if isinstance(width, int) and width % (2 * EIGHT) == 0 and not pairs and not isinstance(rope, Turned):
-            usable.append(rope)
-    return usable
+    """Rotary embeddings that turn whole heads, as halves."""
+    found = {id(module.rope): module for _, module in model.named_modules() if "rope" in module}
+    return [module.rope for module in found.values() if _turns_halves(module)]
+
+
+def _turns_halves(attention: nn.Module) -> bool:
+    rope = attention.rope
+    width, pairs = getattr(rope, "dims", None), getattr(rope, "traditional", True)
+    if not isinstance(width, int) or width % (2 * EIGHT) or pairs or isinstance(rope, Turned):
+        return False
+    return bool(getattr(attention, "head_dim", width) == width)
+
+
+def _same(one: mx.array, other: mx.array) -> bool:
+    return bool(mx.array_equal(one, other).item())

@@ -25,6 +25,7 @@ from qlora_engine.training.lowrank import LowRank
 from qlora_engine.training.measured import Measured
 from qlora_engine.training.memory import Limits
 from qlora_engine.training.model import Base, add_adapters, load_folder
+from qlora_engine.training.recompute import checkpoint_layers
 from qlora_engine.training.runtime import Runtime, settle
 from qlora_engine.training.targets import Targets
 from support import tiny
@@ -118,27 +119,40 @@ def test_whether_layers_compute_as_one_is_measured_once(
 
 
 def test_kernels_of_our_own_are_chosen_once(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They round differently, so a run that began with them, or without, goes on so."""
-    asked: list[list[str]] = []
-    monkeypatch.setattr("qlora_engine.training.own_kernels.use", lambda _model, names, _longest: asked.append(names))
-    timings = {"rotary": (2.0, 1.0), "norms": (1.0, 2.0)}
-    monkeypatch.setattr("qlora_engine.training.own_kernels.measure", lambda *_: timings)
+    """They round differently, so a run that began with them, or without, goes on so, as long as it can."""
+    used: list[list[str]] = []
+    right = {"rotary", "norms"}
+    timings = {"rotary": (2.0, 1.0), "norms": (1.0, 2.0), "gated": (2.0, 1.0)}
+    module = "qlora_engine.training.own_kernels"
+    monkeypatch.setattr(f"{module}.use", lambda _model, names, _longest: used.append(names))
+    monkeypatch.setattr(f"{module}.agreeing", lambda _model, names, *_: [name for name in names if name in right])
+    monkeypatch.setattr(f"{module}.measure", lambda *_: timings)
 
-    def chosen(folder: str, plan: Plan = LONG, **found: Any) -> list[str]:
+    def chosen(folder: str, plan: Plan = LONG, *, recomputed: bool = False, **found: Any) -> list[str]:
         run = OnAGpu(tmp_path / folder, model, GIGA)
+        if recomputed:
+            checkpoint_layers(run.base.model.layers)
+        used.clear()
         run.choices.kernels(replace(run.found, **{"backend": "cuda", **found}), run.base, plan)
-        assert [event["names"] for event in run.events if event["event"] == "kernels.chosen"] in ([], [asked[-1]])
-        return asked[-1]
+        said.extend(run.events)
+        return used[-1] if used else []
 
+    said: list[Event] = []
     assert chosen("run") == ["rotary"]
-    monkeypatch.setattr("qlora_engine.training.own_kernels.measure", None)  # measuring again would fail
+    assert [event["names"] for event in said] == [["rotary"]]
+    monkeypatch.setattr(f"{module}.measure", None)  # measuring again would fail
     recorded = json.loads((tmp_path / "run" / "runtime.json").read_bytes())["chosen"]
-    assert chosen("run", chosen=recorded) == ["rotary"]
+    assert chosen("run", chosen=recorded | {"packing": {}}) == ["rotary"]
     assert chosen("like it") == ["rotary"]  # remembered on this machine
     assert chosen("older", chosen={"packing": {}}) == []
-    assert chosen("short of memory", chosen={"recomputed": 1}) == []
+    assert chosen("short of memory", recomputed=True) == []
     assert chosen("short run", PLAN) == []
-    assert chosen("mac", backend="metal") == []
+    assert chosen("another backend", chosen=recorded, backend="metal") == []  # where there are none
+    said.clear()
+    right.clear()  # as after an update of the driver
+    assert chosen("run", chosen=recorded | {"packing": {}}) == []
+    (event,) = (event for event in said if event["event"] == "environment.changed" and event["name"] == "kernels")
+    assert (event["then"], event["now"]) == (["rotary"], [])
 
 
 def siblings_of(model: nn.Module) -> int:

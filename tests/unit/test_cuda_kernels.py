@@ -9,6 +9,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx import nn
+from mlx_lm.models import rope_utils
 
 from qlora_engine.training import block_kernels, cuda, gated, gated_kernels, norms, own_kernels, rotary, unpack
 from qlora_engine.training.lowrank import replace_lora
@@ -208,18 +210,48 @@ def test_what_a_row_is_too_long_for_is_turned_as_before() -> None:
 
 
 @pytest.mark.usefixtures("on_a_gpu")
-def test_only_what_gives_the_same_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_gives_the_same_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that a driver compiles wrongly must not train anything."""
-    model = with_adapters(llama_model(hidden=256), rank=8)
-    replace_lora(model)
-    gated.replace_gated(model)
-    bring_together(model)
-    assert set(own_kernels.measure(model, 16, mx.float32)) == set(own_kernels.PAIRS)
+    model = together(with_adapters(llama_model(hidden=256), rank=8))
+    every = list(own_kernels.PAIRS)
+    assert set(own_kernels.measure(model, 16, mx.float32)) == set(every)
     assert own_kernels.measure(model, 16, mx.float16) == {}
+    assert own_kernels.agreeing(model, every, 16, mx.float32) == every
+    assert own_kernels.agreeing(model, ["norms", "another"], 16, mx.float32) == ["norms"]
 
     def wrong(kernel: cuda.Kernel, inputs: list[mx.array], **settings: Any) -> list[mx.array]:
         return [made * (0.9 if kernel is norms.BACK else 1) for made in stand_in(kernel, inputs, **settings)]
 
     monkeypatch.setattr(cuda.Kernel, "__call__", wrong)
-    assert set(own_kernels.measure(model, 16, mx.float32)) == {"rotary", "gated", "siblings"}
+    assert own_kernels.agreeing(model, every, 16, mx.float32) == ["rotary", "gated", "siblings"]
     assert own_kernels.faster({"a": (2.0, 1.0), "b": (1.0, 0.99), "c": (1.0, 2.0)}) == ["a"]
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_what_nothing_would_use_is_not_measured() -> None:
+    """It would be compiled and reported for nothing."""
+    dropped = together(with_adapters(llama_model(hidden=256), rank=8, dropout=0.5))
+    assert set(own_kernels.measure(dropped, 16, mx.float32)) == {"rotary", "norms"}
+    partly = with_adapters(llama_model(hidden=256), rank=8)
+    for layer in partly.layers:
+        layer.self_attn.rope = nn.RoPE(32)  # of heads of 64
+    assert set(own_kernels.measure(partly, 16, mx.float32)) == {"norms"}
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_angles_that_depend_on_a_rows_length_stay_the_models() -> None:
+    """With one table for all rows, shorter ones would be turned as if they were long."""
+    model = llama_model(hidden=256)
+    scaled = rope_utils.DynamicNTKScalingRoPE(64, 32, False, 10000.0, 2.0)  # up to 32 positions they do not
+    for layer in model.layers:
+        layer.self_attn.rope = scaled  # one object, as some models have
+    assert rotary.replace_rotary(model, 64) == 0
+    assert rotary.replace_rotary(model, 32) == 1
+
+
+def together(model: nn.Module) -> nn.Module:
+    """The model as a run on a GPU has it."""
+    replace_lora(model)
+    gated.replace_gated(model)
+    bring_together(model)
+    return model

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
+import psutil
 import pytest
 
 from qlora_engine.job.events import Event, EventLog
@@ -14,7 +15,7 @@ from qlora_engine.training import memory
 from qlora_engine.training.memory import Device, Limits, is_out_of_memory, limits_of
 
 MAC = Device(total=64_000_000_000, recommended=48_000_000_000, wires=True)
-GPU = Device(total=80_000_000_000, recommended=76_000_000_000)
+GPU = Device(total=80_000_000_000, recommended=76_000_000_000, own=True)
 CPU = Device(total=32_000_000_000, recommended=None)
 
 
@@ -61,6 +62,17 @@ def test_no_job_exceeds_the_share_that_the_machine_leaves_to_training(
     assert (found.limit, found.wired) == (limit, wired)
     assert ("QLORAD_MEMORY_SHARE" in found.source) is (asked is None or asked > 24)
     assert limits_of(Memory(limit_gb=asked), device, 1.0) == limits_of(Memory(limit_gb=asked), device)
+
+
+@pytest.mark.parametrize(("share", "own"), [(0.5, True), (0.98, False), (1.0, False), (3.0, True)])
+def test_a_gpu_may_share_the_machines_memory(share: float, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the reserve of freed buffers is kept from everything else, too."""
+    total = int(share * psutil.virtual_memory().total)
+    monkeypatch.setattr(memory, "on_cpu", lambda: False)
+    monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "a GPU", "total_memory": total})
+    found = Device.found()
+    assert (found.total, found.own) == (total, own)
+    assert limits_of(Memory(), found).cache == int((0.5 if own else 0.25) * 0.95 * total)
 
 
 @pytest.fixture
