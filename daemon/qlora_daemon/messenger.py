@@ -75,13 +75,17 @@ class Messenger(threading.Thread):
     def run(self) -> None:
         """One message after the other."""
         while (notice := self._notices.get()) is not None and not self._stopped.is_set():
-            run = self._home.run(notice.job)
             try:
-                self._tell(notice, run)
-            except (OSError, ValueError) as error:  # a run folder that was deleted, say
-                self._post(MessageEnded(notice.job, notice.kind, (), plain(str(error), 300)))
+                self._tell(notice, self._home.run(notice.job))
             except BadSetting as error:
-                self._post(MessageEnded(notice.job, notice.kind, (), f"{error.what} {error.remedy}"))
+                self._give_up(notice, f"{error.what} {error.remedy}")
+            except (OSError, ValueError) as error:  # a run folder that was deleted, say
+                self._give_up(notice, str(error))
+            except Exception as error:  # noqa: BLE001  # a bug: without this thread nobody would be told anything
+                self._give_up(notice, f"a bug, {type(error).__name__}: {error}")
+
+    def _give_up(self, notice: Notice, why: str) -> None:
+        self._post(MessageEnded(notice.job, notice.kind, (), plain(why, 300)))
 
     def _tell(self, notice: Notice, run: RunFolder) -> None:
         spec = load_resolved(run.spec).spec

@@ -55,13 +55,13 @@ def text_of(notice: Notice, events: Iterable[Event]) -> str:
     Args:
         events: of the run, oldest first.
     """
-    training: list[tuple[int, float]] = []
-    validation: list[tuple[int, float]] = []
+    training: list[tuple[object, object]] = []
+    validation: list[tuple[object, object]] = []
     for event in events:
         if event["event"] == "training.report":
-            training = [*training, (event["step"], event["loss"])][-LAST:]
+            training = [*training, (event.get("step"), event.get("loss"))][-LAST:]
         elif event["event"] == "validation" and event.get("split") == "valid":
-            validation = [*validation, (event["step"], event["loss"])][-LAST:]
+            validation = [*validation, (event.get("step"), event.get("loss"))][-LAST:]
     ended = f"{notice.job} {'has' if notice.kind == 'stalled' else 'is'} {notice.kind}"
     lines = [f"{ended}: {notice.reason}" if notice.reason else f"{ended}."]
     lines += [_curve("Loss", training)] if training else []
@@ -70,8 +70,12 @@ def text_of(notice: Notice, events: Iterable[Event]) -> str:
     return "\n".join(plain(line, 600) for line in lines)
 
 
-def _curve(what: str, points: list[tuple[int, float]]) -> str:
-    return f"{what}: " + ", ".join(f"{loss:.4g} at step {step}" for step, loss in points)
+def _curve(what: str, points: list[tuple[object, object]]) -> str:
+    return f"{what}: " + ", ".join(f"{_number(loss)} at step {step}" for step, loss in points)
+
+
+def _number(loss: object) -> str:
+    return f"{loss:.4g}" if isinstance(loss, int | float) else "none"  # NaN is null in an event
 
 
 def _seconds(event: Event) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 from qlora_daemon import messenger as module
 from qlora_daemon.mail import Message, MessageEnded
 from qlora_daemon.messenger import Messenger
+from qlora_daemon.notices import Notice, text_of
 from qlora_engine.job.events import Event
 from qlora_engine.job.folder import Home
 from qlora_engine.job.record import JobRecord
@@ -207,3 +208,28 @@ def test_a_run_that_was_deleted_is_no_trouble(home: Home, monkeypatch: pytest.Mo
     monkeypatch.setenv("QLORAD_NOTIFY", "json://127.0.0.1/")
     home.run(JOB).spec.unlink()
     assert "No such file" in told(DONE).why_not
+
+
+def test_an_error_that_nobody_foresaw_is_said_and_the_next_message_is_sent(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that ended would keep silent about every job until the daemon starts again."""
+
+    def stumbling(notice: Notice, events: Iterable[Event]) -> str:
+        if notice.kind == "failed":
+            raise TypeError("no such \x1b[31mformat")
+        return text_of(notice, events)
+
+    monkeypatch.setattr(module, "text_of", stumbling)
+    mail: SimpleQueue[Message] = SimpleQueue()
+    with serving() as server:
+        monkeypatch.setenv("QLORAD_NOTIFY", server.address())
+        messenger = Messenger(Settings.read(), mail.put, pauses=())
+        messenger.start()
+        messenger(DONE | {"to": "failed", "reason": "memory"})
+        assert mail.get(timeout=30) == MessageEnded(JOB, "failed", (), "a bug, TypeError: no such format")
+        messenger(DONE)
+        assert mail.get(timeout=30) == MessageEnded(JOB, "done", ("json",))
+        messenger.stop()
+        messenger.join(10)
+    assert [message["title"] for message in server.taken] == ["poems: done"]

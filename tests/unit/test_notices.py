@@ -55,6 +55,17 @@ def test_a_message_has_the_last_numbers_of_the_loss_curve() -> None:
     ]
 
 
+@pytest.mark.parametrize("loss", [None, "high"])
+def test_a_loss_that_is_no_number_is_none(loss: object) -> None:
+    """Whoever is to hear that a run went to NaN must hear of it, and JSON has null for that."""
+    run = [event("training.report", step=step, loss=value) for step, value in ((10, 2.5), (20, loss))]
+    run.append(event("validation", step=20, split="valid", loss=loss))
+    assert text_of(Notice(JOB, "failed", "NaN"), run).splitlines()[1:3] == [
+        "Loss: 2.5 at step 10, none at step 20",
+        "Validation loss: none at step 20",
+    ]
+
+
 def test_a_message_says_why_and_carries_nothing_that_a_terminal_obeys() -> None:
     """A job's name comes from a file that somebody has dropped."""
     text = text_of(Notice(JOB, "failed", "it \x1b[31mcrashed\x1b[0m\nthree times"), [])
