@@ -91,12 +91,12 @@ def hindering(job: Wishes, hindrances: Iterable[Hindrance]) -> Hindrance | None:
 
 
 def hindrances_in(home: Home) -> tuple[Hindrance, ...]:
-    """Those that the home's daemon sees; none where none runs.
+    """Those that the home's daemon sees; none where none runs, or where it cannot be told.
 
     Read without pydantic: loading that takes longer than `qlora ls` may.
     """
-    daemon = holder_of(home.daemon_lock)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        daemon = holder_of(home.daemon_lock)
         status = json.loads(home.status.read_bytes())
         if daemon is not None and status["pid"] == daemon.get("pid"):
             return tuple(map(Hindrance.of, status["hindrances"]))

@@ -97,9 +97,12 @@ def holder_of(path: Path) -> dict[str, Any] | None:
     """What the holder says of itself, `{}` if it has not yet, or None when the lock is free.
 
     The test takes the lock for an instant, so a process that takes it must allow itself a short wait.
+
+    Raises:
+        OSError: the file cannot be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # all that a read-only disk allows
     except FileNotFoundError:
         return None
     try:

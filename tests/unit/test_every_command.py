@@ -332,10 +332,50 @@ def test_a_home_that_may_not_be_entered(name: str, home: Home, capsys: pytest.Ca
     assert set(Path(tempfile.gettempdir()).glob("qlora-error-*")) == before
 
 
+@pytest.mark.parametrize("words", [["ls"], ["show", OTHER], ["logs", "-f", JOB], ["status"], ["top", "--once"]])
+def test_a_home_that_may_only_be_read(words: list[str], home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    """A disk that is mounted read-only, a backup say, is looked at like any other: no job of it is missing."""
+    ended = {"event": "job.state", "job": JOB, "from": "running", "to": "done", "reason": ""}
+    JobRecord.load(home.run(JOB).state).noting(state=State.DONE).store(home.run(JOB).state)
+    home.run(JOB).events.write_text(json.dumps(ended) + "\n")
+    home.daemon_lock.touch()  # as a daemon leaves it
+    before = main(words), capsys.readouterr().err
+    with only_readable(home.path):
+        code = main(words)
+    after = capsys.readouterr()
+    assert (code, after.err) == before
+    if words == ["ls"]:
+        assert OTHER in after.out
+
+
+@contextmanager
+def only_readable(folder: Path) -> Iterator[None]:
+    """As a user who may read all of the folder and write none of it."""
+    modes = {path: path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*"))}
+    for path in modes:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        with nobody():
+            yield
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
 @contextmanager
 def as_nobody(folder: Path) -> Iterator[None]:
-    """As a user who may not enter the folder; a superuser may enter everything."""
+    """As a user who may not enter the folder."""
     folder.chmod(0)
+    try:
+        with nobody():
+            yield
+    finally:
+        folder.chmod(0o700)
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Without a superuser's rights, who may enter and write everything."""
     superuser = os.geteuid() == 0
     if superuser:
         os.seteuid(NOBODY)
@@ -344,4 +384,3 @@ def as_nobody(folder: Path) -> Iterator[None]:
     finally:
         if superuser:
             os.seteuid(0)
-        folder.chmod(0o700)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -143,6 +144,26 @@ def test_the_lock_of_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path)
     (tmp_path / "file").write_text(json.dumps({}))
     with pytest.raises(OSError, match="file"):
         acquire(tmp_path / "file" / "gpu.lock", {})
+
+
+def test_who_holds_a_lock_can_be_told_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk that is mounted read-only every look at a daemon would be an error."""
+    path, really_open = tmp_path / "lock", os.open
+
+    def opened(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return really_open(path, flags, mode)
+
+    with other_process(path) as process:
+        monkeypatch.setattr(os, "open", opened)
+        assert holder_of(path) == {"pid": process.pid, "job": "theirs"}
+        process.kill()
+        process.wait(timeout=10)
+        assert holder_of(path) is None
+        monkeypatch.undo()
 
 
 def test_two_that_ask_who_holds_a_free_lock_do_not_meet_each_other(tmp_path: Path) -> None:

@@ -261,6 +261,18 @@ def test_whoever_lists_jobs_sees_what_each_waits_for(tmp_path: Path) -> None:
         assert hindrances_in(home) == ()
 
 
+def test_a_lock_that_cannot_be_looked_at_hides_no_job(tmp_path: Path) -> None:
+    """Whether a daemon runs is not known then; the record of a job that waits can be read as well as ever."""
+    home = Home(tmp_path)
+    home.make()
+    record = JobRecord.new("20261122-143501-a", "a").moved(State.QUEUED, "accepted")
+    home.run(record.id).path.mkdir()
+    record.store(home.run(record.id).state)
+    home.daemon_lock.symlink_to(home.daemon_lock)  # ELOOP, for a superuser as well
+    found = overview(home)
+    assert ([job.reason for job in found.jobs], found.unreadable) == (["accepted"], [])
+
+
 # Sleep
 
 
