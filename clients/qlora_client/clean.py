@@ -140,7 +140,7 @@ def _unused_models(home: Home, listing: Listing, gone: set[str]) -> tuple[list[s
     stay = [name for name in (*(job.id for job in listing.jobs), *listing.unreadable) if name not in gone]
     try:
         return unused_models(home, stay, [model.name for model in installed(home.path)]), None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         return [], f"a job does not say which it was made with ({error})"
 
 

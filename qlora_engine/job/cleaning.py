@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 
 from qlora_engine.job.folder import JOB_ID, Home, RunFolder
 from qlora_engine.job.record import JobRecord
@@ -97,21 +98,22 @@ def unused_models(home: Home, runs: Iterable[str], models: Iterable[str]) -> lis
     """The models of a home that none of these runs was made with.
 
     Raises:
-        OSError, ValueError: a run does not say, so that nothing can be said of any model.
+        OSError, ValueError, RuntimeError: a run does not say, so that nothing can be said of any model.
     """
-    unused = set(models)
+    named: set[str] = set()
     for name in runs:
         resolved = json.loads(home.run(name).spec.read_bytes())
         spec = resolved["spec"]
-        named = (resolved.get("model_path"), resolved.get("model"), spec.get("model"), spec.get("add_as"))
-        used = [str(one) for one in named if one]
-        unused -= {model for model in unused if any(_is_model(home, model, text) for text in used)}
-    return sorted(unused)
+        texts = (resolved.get("model_path"), resolved.get("model"), spec.get("model"), spec.get("add_as"))
+        named |= {str(text) for text in texts if text}
+    paths = (path for text in named if (path := Path(text).expanduser()).is_absolute())
+    used = {place for path in paths for way in _ways(path) for place in (way, *way.parents)}
+    return sorted(model for model in models if model not in named and used.isdisjoint(_ways(home.models / model)))
 
 
-def _is_model(home: Home, model: str, text: str) -> bool:
-    folder = str(home.models / model)
-    return text in (model, folder) or text.startswith(f"{folder}/")
+def _ways(path: Path) -> set[Path]:
+    """A path as given and resolved: a job has the model's path resolved, and a home may be, or hold, a link."""
+    return {path, path.resolve()}
 
 
 def _end(job: JobRecord) -> datetime:

@@ -182,6 +182,32 @@ def test_models_go_only_when_asked_and_only_those_that_no_job_was_made_with(
     assert sorted(path.name for path in home.models.iterdir() if path.name[0] != ".") == ["by-name", "by-path"]
 
 
+@pytest.mark.parametrize("named", ["as given", "resolved", "below", "from the user's home", "a link in models"])
+def test_a_model_stays_by_whichever_way_a_job_names_it(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """`~/qlora` is a link to a larger disk, and what a job resolved its model to knows nothing of the link."""
+    disk = home.path.with_name("disk")
+    home.path.rename(disk)
+    home.path.symlink_to(disk)
+    monkeypatch.setenv("HOME", str(home.path.parent))
+    add_model(home, "used")
+    add_model(home, "unused")
+    if named == "a link in models":
+        (home.models / "used").rename(disk / "elsewhere")
+        (home.models / "used").symlink_to(disk / "elsewhere")
+    model, model_path = {
+        "as given": (str(home.models / "used"), None),
+        "resolved": ("../h/models/used", str(disk / "models" / "used")),
+        "below": ("x", str(disk / "models" / "used" / "adapted")),
+        "from the user's home": ("~/disk/models/used", None),
+        "a link in models": ("x", str(disk / "elsewhere")),
+    }[named]
+    make(home, "a", State.QUEUED, model=model, model_path=model_path)
+    assert [item["name"] for item in cleaned(capsys, "--models")["items"]] == ["unused"]
+    assert (home.models / "used" / "config.json").exists()
+
+
 def test_no_model_goes_while_a_run_does_not_say_which_it_was_made_with(
     home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
