@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Literal
@@ -12,7 +12,7 @@ from typing import Literal
 from qlora_client.records import Listing, list_records
 from qlora_engine.job import kept_tokens, lock, model_store
 from qlora_engine.job.cleaning import Part, Wish, named_by_others, plan, unused_models
-from qlora_engine.job.disposal import bytes_of, delete, dispose, leftovers, orphans, set_aside
+from qlora_engine.job.disposal import bytes_of, delete, dispose, dropped_in, leftovers, orphans, set_aside
 from qlora_engine.job.errors import DaemonUnavailable
 from qlora_engine.job.folder import Home
 from qlora_engine.job.models import installed
@@ -77,7 +77,7 @@ def look(home: Home, wanted: Wanted) -> Cleaning:
     Raises:
         OSError: a folder cannot be read.
     """
-    listing = list_records(home)
+    entries, listing = dropped_in(home), list_records(home)  # in this order
     items, kept = [], dict[str, str]()
     if wanted.jobs:
         wish = Wish(wanted.part, wanted.keep, wanted.older)
@@ -86,7 +86,7 @@ def look(home: Home, wanted: Wanted) -> Cleaning:
         if wanted.part is Part.CHECKPOINTS:
             items = [item for item in items if home.run(item.name).checkpoints.exists()]
         else:
-            found_left = orphans(home, listing.jobs, listing.unreadable)
+            found_left = orphans(home, entries, listing.jobs, listing.unreadable)
             items += [Item("left over", entry.name, bytes_of(entry)) for entry in found_left]
     if wanted.models:
         gone = {item.name for item in items if item.kind == "run"}
@@ -114,8 +114,8 @@ def carry_out(settings: Settings, found: Cleaning, wanted: Wanted) -> Cleaning:
         jobs = found.names("run", "checkpoints")
         for start in range(0, len(jobs), MOST_CLEANED):
             kept |= _have_go(settings, jobs[start : start + MOST_CLEANED], wanted.part)
-        for name in found.names("left over"):
-            set_aside(home.accepted / name)
+        if names := found.names("left over"):
+            kept |= _set_aside_orphans(home, names)
         if models := found.names("model"):
             still = set(_unused_models(home, list_records(home), set())[0])
             kept |= {name: "a job uses it by now" for name in models if name not in still}
@@ -142,6 +142,15 @@ def _unused_models(home: Home, listing: Listing, gone: set[str]) -> tuple[list[s
         return unused_models(home, stay, [model.name for model in installed(home.path)]), None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         return [], f"a job does not say which it was made with ({error})"
+
+
+def _set_aside_orphans(home: Home, names: Collection[str]) -> dict[str, str]:
+    """Set aside what is still left over of these. Why some stay."""
+    entries, listing = [entry for entry in dropped_in(home) if entry.name in names], list_records(home)
+    still = orphans(home, entries, listing.jobs, listing.unreadable)
+    for entry in still:
+        set_aside(entry)
+    return {entry.name: "a job needs it by now" for entry in entries if entry not in still}
 
 
 def _have_go(settings: Settings, jobs: Sequence[str], part: Part) -> dict[str, str]:

@@ -100,23 +100,33 @@ def leftovers(home: Home) -> Iterator[Path]:
             yield from (entry for entry in folder.iterdir() if entry.name.startswith(REMOVED))
 
 
-def orphans(home: Home, jobs: Iterable[JobRecord], unreadable: Collection[str] = ()) -> list[Path]:
+def dropped_in(home: Home) -> list[Path]:
+    """What was dropped in the watched folder, by the id of its job or sweep. List it before records: see `orphans`."""
+    if not home.accepted.is_dir():
+        return []
+    return sorted(entry for entry in home.accepted.iterdir() if JOB_ID.fullmatch(entry.name))
+
+
+def orphans(
+    home: Home, entries: Iterable[Path], jobs: Iterable[JobRecord], unreadable: Collection[str] = ()
+) -> list[Path]:
     """What was dropped for jobs whose run folders are gone, since somebody deleted them say.
 
     Args:
         home: where it lies.
+        entries: `dropped_in` as it was before `jobs` was read. Run folders appear before what was dropped for them
+            moves here, so what is accepted meanwhile is either not among these or has its jobs among those.
         jobs: all that can be read, which name their sweeps.
         unreadable: run folders whose record cannot be read, and that may be of any sweep.
     """
-    if not home.accepted.is_dir() or not home.runs.is_dir():
+    if not home.runs.is_dir():
         return []
-    dropped = (entry for entry in home.accepted.iterdir() if JOB_ID.fullmatch(entry.name))
     groups = {job.group for job in jobs}
-    return sorted(
-        entry for entry in dropped
+    return [
+        entry for entry in entries
         if not home.run(entry.name).path.exists() and entry.name not in groups
         and not any(name.startswith(entry.name) for name in unreadable)
-    )  # fmt: skip
+    ]  # fmt: skip
 
 
 def delete(path: Path) -> None:

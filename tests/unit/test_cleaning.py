@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from qlora_client import clean
 from qlora_client.cli import main
+from qlora_client.records import Listing, list_records
 from qlora_daemon.jobs import JobTable
 from qlora_daemon.orders import Orders
 from qlora_daemon.runner import Runner
@@ -246,6 +248,49 @@ def test_what_was_dropped_for_a_job_whose_run_was_deleted_by_hand_goes_too(
     assert [path.name for path in home.accepted.iterdir()] == [kept.id]
 
 
+def accept_sweep(home: Home) -> Path:
+    """A sweep of two jobs as the daemon accepts it: first the run folders appear, then what was dropped moves."""
+    group = "20261122-143501-sweep"
+    for rank in (8, 16):
+        record = JobRecord.new(f"{group}-rank-{rank}", "sweep").moved(State.QUEUED).noting(group=group)
+        home.run(record.id).path.mkdir()
+        record.store(home.run(record.id).state)
+    dropped = home.accepted / group
+    dropped.mkdir(exist_ok=True)
+    (dropped / "train.jsonl").write_text('{"text": "x"}\n')
+    return dropped
+
+
+def test_a_sweep_that_is_accepted_while_the_records_are_read_keeps_its_data(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its jobs are not among those records, and what was dropped is all that there is of its data."""
+    accepted: list[Path] = []
+
+    def read(home: Home) -> Listing:
+        found = list_records(home)
+        accepted.extend([] if accepted else [accept_sweep(home)])
+        return found
+
+    monkeypatch.setattr(clean, "list_records", read)
+    assert cleaned(capsys, "--keep", "20")["items"] == []
+    assert (accepted[0] / "train.jsonl").exists()
+
+
+def test_what_is_left_over_is_looked_at_again_before_it_goes(home: Home) -> None:
+    """Between the two a run folder may be back, and asking the daemon takes its time."""
+    wanted = clean.Wanted(jobs=True, keep=20)
+    (home.accepted / "20261122-143501-sweep").mkdir()
+    (home.accepted / "20261122-143501-gone").mkdir()
+    found = clean.look(home, wanted)
+    assert found.names("left over") == ["20261122-143501-gone", "20261122-143501-sweep"]
+    dropped = accept_sweep(home)
+    gone = clean.carry_out(Settings(home=home.path), found, wanted)
+    assert gone.names("left over") == ["20261122-143501-gone"]
+    assert gone.kept == {dropped.name: "a job needs it by now"}
+    assert list(home.accepted.iterdir()) == [dropped]
+
+
 def test_what_was_dropped_for_a_sweep_goes_with_the_last_of_its_jobs(
     home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,7 +363,7 @@ def test_a_kill_between_the_renames_of_one_job_is_put_right(home: Home, monkeypa
     monkeypatch.setattr(disposal, "set_aside", die_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         dispose(home, {job.id: job}, (), [job.id], Part.RUN)
-    assert disposal.orphans(home, []) == [home.accepted / job.id]
+    assert disposal.orphans(home, disposal.dropped_in(home), []) == [home.accepted / job.id]
 
 
 @pytest.fixture
