@@ -56,7 +56,7 @@ class Curve:
             loss: mean over targets, nats.
             weight: the number of targets.
         """
-        self._give_up_from(step)
+        self.give_up_from(step)
         newest = self._buckets[-1] if self._buckets else None
         if newest is not None and newest.count < self._each:
             newest.last, newest.count = step, newest.count + 1
@@ -66,15 +66,16 @@ class Curve:
         if len(self._buckets) > MOST:
             self._halve()
 
-    def points(self) -> list[Point]:
-        """The curve so far."""
-        return [Point((found.first + found.last) / 2, found.total / found.weight) for found in self._buckets]
-
-    def _give_up_from(self, step: int) -> None:
+    def give_up_from(self, step: int) -> None:
+        """Forget what lies at this step and beyond."""
         while self._buckets and self._buckets[-1].first >= step:
             self._buckets.pop()
         if self._buckets and self._buckets[-1].last >= step:
             self._buckets[-1].last = step - 1  # a few that were given up stay in its mean
+
+    def points(self) -> list[Point]:
+        """The curve so far."""
+        return [Point((found.first + found.last) / 2, found.total / found.weight) for found in self._buckets]
 
     def _halve(self) -> None:
         pairs = zip(self._buckets[::2], self._buckets[1::2], strict=False)

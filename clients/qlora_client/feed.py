@@ -63,6 +63,10 @@ class RunFeed:
                 self.reports.append(event)
             case "training.done":
                 self.finished = event
+            case "guard.rolled_back" if isinstance(step := event.get("to_step"), int):
+                self.validations.give_up_from(step + 1)
+            case "training.restarted":
+                self.validations.give_up_from(0)
             case "validation" if event.get("split") == "valid":
                 step, loss = event.get("step"), event.get("loss")
                 if isinstance(step, int) and isinstance(loss, int | float) and loss - loss == 0:

@@ -29,6 +29,7 @@ class Progress:
         adapters: the result's folder, once it is there.
         resumed: the step that the newest attempt went on from, whether exactly, and what had changed.
         trouble: what the last failure of training was, and where and how to mend it.
+        went_back: `ts` of the last event with which training went back to an earlier step; empty while there is none.
     """
 
     state: str = ""
@@ -49,6 +50,7 @@ class Progress:
     adapters: str | None = None
     resumed: tuple[int, bool, str] | None = None
     trouble: tuple[str, str, str] | None = None
+    went_back: str = ""
 
     @property
     def seconds_left(self) -> float | None:
@@ -56,6 +58,13 @@ class Progress:
         if self.pace is None or not self.steps:
             return None
         return self.pace * max(0, self.steps - self.step)
+
+    def step_or(self, recorded: int) -> int:
+        """The step, or that of the job's record where no event has told of one.
+
+        A record is stored now and then: it may be further, of before training went back.
+        """
+        return self.step if self.steps else recorded
 
 
 def progress_of(events: Iterable[Event]) -> Progress:
@@ -89,6 +98,10 @@ def after(progress: Progress, event: Event) -> Progress:  # noqa: PLR0911, PLR09
             # Of before it was said: a checkpoint that an older version went on from.
             resumed = (step, bool(event["exact"]), ", ".join(map(str, changed))) if "exact" in event else None
             return replace(progress, step=step, resumed=resumed)
+        case "guard.rolled_back":
+            return _after_rollback(progress, event)
+        case "training.restarted":
+            return _after_restart(progress, event)
         case "training.step":
             return _after_step(progress, event)
         case "training.report":
@@ -110,7 +123,43 @@ def _after_end(progress: Progress, event: Event) -> Progress:
     return replace(progress, phase=None, trouble=(what, where, remedy))
 
 
+def _after_rollback(progress: Progress, event: Event) -> Progress:
+    step = _whole(event.get("to_step")) or 0
+    first, last = progress.first_validation, progress.validation
+    # Later numbers are of weights that were given up. Which validation before was the last is not known any more.
+    first = first if first is not None and first[0] <= step else None
+    last = last if last is not None and last[0] <= step else first
+    return replace(
+        progress,
+        step=step,
+        checkpoint_step=step,
+        loss=None,
+        first_validation=first,
+        validation=last,
+        went_back=str(event.get("ts") or ""),
+    )
+
+
+def _after_restart(progress: Progress, event: Event) -> Progress:
+    # With other data or settings a micro-batch takes another time, too.
+    return replace(
+        progress,
+        step=0,
+        checkpoint_step=0,
+        loss=None,
+        tokens_per_second=None,
+        pace=None,
+        first_validation=None,
+        validation=None,
+        resumed=None,
+        went_back=str(event.get("ts") or ""),
+    )
+
+
 def _after_step(progress: Progress, event: Event) -> Progress:
+    said = event.get("ts")
+    if progress.went_back and isinstance(said, str) and said <= progress.went_back:
+        return progress  # of before training went back, and still the newest in its file
     seconds = _number(event.get("seconds"))
     # Steps vary with their length; a report's mean is better, so only its absence makes us use one.
     pace = progress.pace if progress.pace is not None else seconds

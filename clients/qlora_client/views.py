@@ -130,7 +130,7 @@ def _facts(
     if progress.phase and job.state in ACTIVE:
         yield "phase", plain(progress.phase, 40)
     steps = progress.steps or job.steps
-    step = job.step if job.is_final else max(job.step, progress.step)
+    step = job.step if job.is_final else progress.step_or(job.step)
     if steps:
         yield "progress", f"step {step} of {steps} ({step / steps:.0%}), checkpoint at {job.checkpoint_step}"
     if job.state in ACTIVE and progress.seconds_left is not None:

@@ -11,6 +11,7 @@ import pytest
 from qlora_client import curve
 from qlora_client.curve import MOST, Curve, CurveReader
 from qlora_client.feed import RunFeed
+from qlora_engine.job.events import Event
 from qlora_engine.job.folder import RunFolder
 
 
@@ -106,3 +107,21 @@ def test_a_feed_tells_progress_and_curves_in_one_reading(tmp_path: Path) -> None
     assert [point.loss for point in feed.validations.points()] == [3.0]
     assert [event["step"] for event in feed.reports] == [30, 40, 50, 60, 70]
     assert steps_of(feed.losses) == [71]
+
+
+@pytest.mark.parametrize(
+    ("back", "left"),
+    [
+        ({"event": "guard.rolled_back", "step": 50, "to_step": 20}, [0, 20]),
+        ({"event": "training.restarted", "step": 40, "changed": ["data"]}, []),
+    ],
+)
+def test_validations_that_training_gave_up_leave_the_curve(tmp_path: Path, back: Event, left: list[int]) -> None:
+    """The next may be an hour away, and until then a curve would end in what training went back from."""
+    run = RunFolder(tmp_path)
+    events: list[Event] = [{"event": "validation", "split": "valid", "step": step, "loss": 3.0} for step in (0, 20, 40)]
+    run.events.write_text("".join(json.dumps(event) + "\n" for event in [*events, back]))
+    feed = RunFeed(run)
+    feed.look()
+    feed.close()
+    assert steps_of(feed.validations) == left

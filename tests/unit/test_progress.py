@@ -58,6 +58,58 @@ def test_a_report_that_is_read_late_does_not_go_back() -> None:
     assert progress.step == 3
 
 
+AWAY = [
+    *TRAINING,
+    event("checkpoint.saved", step=20, why="count"),
+    event("training.report", step=60, steps=80, loss=7.0, steps_per_second=0.5),
+    event("validation", step=60, split="valid", loss=9.0),
+    event("checkpoint.saved", step=60, why="count"),
+    event("training.step", step=65, steps=80, ts="2026-11-23T08:00:05.000+00:00"),
+]
+ROLLED_BACK = event("guard.rolled_back", step=65, to_step=20, ts="2026-11-23T08:00:06.000+00:00")
+RESTARTED = event("training.restarted", 2, step=60, changed=["data"], ts="2026-11-23T08:00:06.000+00:00")
+
+
+def test_training_that_went_back_is_where_it_went() -> None:
+    """It would seem to stand still until it is beyond where it was, and to end far too soon."""
+    progress = progress_of([*AWAY, ROLLED_BACK])
+    assert (progress.step, progress.checkpoint_step, progress.seconds_left) == (20, 20, 60 / 0.5)
+    assert progress.loss is None, "it is of micro-batches that were given up"
+    assert (progress.first_validation, progress.validation) == ((0, 3.0), (0, 3.0)), "so is that at step 60"
+    further = after(progress, event("training.step", step=21, steps=80, loss=2.0))
+    assert (further.step, further.loss, further.seconds_left) == (21, 2.0, 59 / 0.5)
+    kept = progress_of([*AWAY, event("guard.rolled_back", step=65, to_step=60)])
+    assert (kept.step, kept.validation) == (60, (60, 9.0))
+    unknown = progress_of([*TRAINING[:3], event("validation", step=40, split="valid", loss=3.0), ROLLED_BACK])
+    assert (unknown.first_validation, unknown.validation) == (None, None)
+
+
+def test_training_that_starts_over_has_done_nothing() -> None:
+    """With other data or settings, what was measured before says nothing of it."""
+    resumed = event("training.resumed", step=2, exact=True, changed=[])
+    progress = progress_of([*AWAY, resumed, event("data.loaded", 2, steps=90), RESTARTED])
+    assert (progress.attempt, progress.step, progress.steps, progress.checkpoint_step) == (2, 0, 90, 0)
+    assert progress.seconds_left is progress.loss is progress.tokens_per_second is progress.resumed is None
+    assert progress.first_validation is progress.validation is None
+    further = after(progress, event("training.step", 2, step=1, steps=90, loss=2.0, seconds=3.0))
+    assert (further.step, further.seconds_left) == (1, 89 * 3.0)
+
+
+@pytest.mark.parametrize("back", [ROLLED_BACK, RESTARTED | {"attempt": 1}])
+def test_the_last_micro_batch_of_before_training_went_back_is_passed_over(back: Event) -> None:
+    """It is the newest in its file until the next one is done, and is read after the event that it came before."""
+    progress = progress_of([*AWAY, back])
+    assert after(progress, AWAY[-1]) == progress
+    later = event("training.step", step=21, steps=80, ts="2026-11-23T08:00:07.000+00:00")
+    assert after(after(progress, AWAY[-1]), later).step == 21
+
+
+def test_without_an_event_the_record_says_how_far_it_is() -> None:
+    """And with one it does not: it is stored now and then, so that it may be of before training went back."""
+    assert Progress().step_or(65) == 65
+    assert progress_of([*AWAY, ROLLED_BACK]).step_or(65) == 20
+
+
 def test_the_first_and_the_last_validation_are_kept() -> None:
     """The demo compares them; a test split must not count."""
     progress = progress_of(

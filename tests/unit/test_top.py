@@ -20,6 +20,7 @@ from qlora_client.listing import Summary
 from qlora_client.progress import Progress
 from qlora_client.top.look import Looking, View
 from qlora_client.top.page import Room, page
+from qlora_client.top.run import as_json
 from qlora_client.top.service import Service
 from qlora_engine.job.folder import Home
 from qlora_engine.job.lock import held
@@ -81,6 +82,13 @@ def test_it_says_what_runs_how_far_it_is_and_what_comes_next(width: int, height:
         "1  20261122-143501-sql-assistant  queued    +29  next", "sql-assistant  step 49: checkpoint saved",
     ):  # fmt: skip
         assert part in text
+
+
+def test_a_job_that_went_back_is_where_its_events_say() -> None:
+    """The record that is stored may be of before that, and further."""
+    view = replace(VIEW, active=summary(0, State.RUNNING, step=2000, steps=4000))
+    assert "31%  step 1,240 of 4,000" in text_of(page(view, Room(80, 24)))
+    assert as_json(view)["active"]["step"] == 1240
 
 
 def test_the_curve_grows_with_the_terminal() -> None:

@@ -159,6 +159,14 @@ def test_one_job_shows_what_matters(tmp_path: Path) -> None:
     assert "checkpoints" not in text.replace("checkpoint at", "")  # there are none
 
 
+def test_a_job_that_went_back_shows_where_it_is(tmp_path: Path) -> None:
+    """The record that is stored may be of before that, and further."""
+    record = records()[0].noting(step=70, steps=80)
+    text = rendered(job_view(record, RunFolder(tmp_path / JOB), Progress(step=40, steps=80), []))
+    assert "step 40 of 80 (50%)" in text
+    assert "step 70 of 80" in rendered(job_view(record, RunFolder(tmp_path / JOB), Progress(), []))
+
+
 def test_a_failed_job_shows_the_remedy(tmp_path: Path) -> None:
     """A person who looks at a failed job wants to know what to do."""
     failed = records()[0].moved(State.FAILED, "no memory")

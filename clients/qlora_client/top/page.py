@@ -93,7 +93,7 @@ def _nothing_trains(view: View) -> Iterator[Text]:
 
 
 def _steps(job: Summary, now: Progress, room: Room) -> Text:
-    step, steps = max(job.step, now.step), now.steps or job.steps
+    step, steps = now.step_or(job.step), now.steps or job.steps
     if not steps:
         return Text("before its first micro-batch", style="dim")
     line = bar(step / steps, _BAR, dots=room.dots).append(f" {step / steps:4.0%}", style="bold")

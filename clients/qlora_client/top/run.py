@@ -73,7 +73,7 @@ def as_json(view: View) -> dict[str, Any]:
         else {
             "record": active.record,
             "phase": progress.phase,
-            "step": max(active.step, progress.step),
+            "step": progress.step_or(active.step),
             "steps": progress.steps or active.steps,
             "loss": progress.loss,
             "validation": progress.validation,
