@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,15 +92,72 @@ def test_a_program_that_hangs_is_an_error_and_not_a_wait(pmset: Recorded, monkey
         power.power()
 
 
+def supply(folder: Path, name: str, **properties: str | int) -> None:
+    """A power supply as Linux shows it: a file for each property."""
+    (folder / name).mkdir(parents=True)
+    for key, value in properties.items():
+        (folder / name / key).write_text(f"{value}\n")
+
+
 def test_linux_is_asked_where_there_is_no_pmset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A laptop with Linux keeps the same promises."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    battery = namedtuple("battery", ["percent", "power_plugged"])
-    for found, expected in ((battery(55.4, False), Power(True, 55)), (battery(99.6, None), Power(False, 100))):
-        monkeypatch.setattr(psutil, "sensors_battery", lambda found=found: found, raising=False)
-        assert power.power() == expected
-    monkeypatch.setattr(psutil, "sensors_battery", lambda: None, raising=False)
+    monkeypatch.setattr(power, "SUPPLIES", tmp_path / "supplies")
     assert power.power() is None
+    supply(power.SUPPLIES, "BAT0", type="Battery", status="Discharging", capacity=55)
+    assert power.power() == Power(True, 55)
+
+
+def test_the_battery_of_a_mouse_is_not_that_of_the_machine(tmp_path: Path) -> None:
+    """All jobs of a desktop waited for a plug that it is always in."""
+    mouse = {"type": "Battery", "scope": "Device", "status": "Discharging", "capacity": 15}
+    supply(tmp_path, "hidpp_battery_0", **mouse)
+    assert power.from_supplies(tmp_path) is None
+    supply(tmp_path, "dock", type="USB", scope="Device", online=1)
+    supply(tmp_path, "BAT1", type="Battery", scope="System", status="Discharging", capacity=80)
+    assert power.from_supplies(tmp_path) == Power(True, 80)
+
+
+@pytest.mark.parametrize(
+    ("plugs", "status", "on_battery"),
+    [
+        ([("Mains", 1)], "Not charging", False),
+        ([("Mains", 0)], "Discharging", True),
+        ([("Mains", 0), ("USB", 1)], "Charging", False),
+        ([("Mains", 0), ("USB_PD", 2)], "Discharging", False),
+        ([("USB", 0), ("USB", 0)], "Unknown", True),
+        ([], "Discharging", True),
+        ([], "Full", False),
+        ([], "Unknown", False),
+    ],
+)
+def test_a_laptop_is_plugged_in_by_whichever_plug(
+    tmp_path: Path, plugs: list[tuple[str, int]], status: str, on_battery: bool
+) -> None:
+    """Many have no round plug any more; and where no plug is shown, the battery says whether it discharges."""
+    for number, (kind, online) in enumerate(plugs):
+        supply(tmp_path, f"plug{number}", type=kind, online=online)
+    supply(tmp_path, "BAT0", type="Battery", status=status, capacity=90)
+    assert power.from_supplies(tmp_path) == Power(on_battery, 90)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "percent"),
+    [
+        ({"energy_now": 10, "energy_full": 20, "capacity": 50}, {"energy_now": 60, "energy_full": 60}, 88),
+        ({"energy_now": 10, "energy_full": 20, "capacity": 50}, {"capacity": 100}, 75),
+        ({"capacity": 50}, {"present": 0, "capacity": 0}, 50),
+        ({"capacity": 101}, {"capacity": 101}, 100),
+        ({"energy_now": 0, "energy_full": 0, "capacity": "?"}, {"energy_now": 0, "energy_full": 0}, None),
+    ],
+)
+def test_of_several_batteries_all_count(
+    tmp_path: Path, first: dict[str, str | int], second: dict[str, str | int], percent: int | None
+) -> None:
+    """A small one that is empty is not the end while a large one is full."""
+    for name, found in (("BAT0", first), ("BAT1", second)):
+        supply(tmp_path, name, type="Battery", status="Discharging", **found)
+    assert power.from_supplies(tmp_path) == Power(True, percent)
 
 
 # Heat
