@@ -6,8 +6,7 @@ import re
 import shutil
 from collections.abc import Iterable
 from enum import StrEnum
-
-import psutil
+from pathlib import Path
 
 from qlora_engine.host.program import run
 
@@ -20,6 +19,8 @@ _WARNING = re.compile(r"^\s*Thermal Warning Level\s*=\s*(\d+)", re.MULTILINE | r
 _SPEED = re.compile(r"^\s*CPU_Speed_Limit\s*=\s*(\d+)", re.MULTILINE)
 DANGER, CRISIS = 5, 10  # <IOKit/pwr_mgt/IOPM.h>: kIOPMThermalLevelDanger, kIOPMThermalLevelCrisis
 SLOW, SLOWEST = 70, 40  # percent of its speed that an Intel processor is held to
+# Linux's Documentation/hwmon/sysfs-interface.rst and driver-api/thermal/sysfs-api.rst; thousandths of °C.
+SENSORS, ZONES = Path("/sys/class/hwmon"), Path("/sys/class/thermal")
 USUAL = range(50, 130)  # °C; limits of sensors outside are placeholders
 
 
@@ -93,8 +94,40 @@ def from_sensor(now: float, high: float | None, critical: float | None) -> Heat 
     return Heat.HEAVY if high is not None and now >= high else Heat.NOMINAL
 
 
+def from_hwmon(folder: Path) -> Iterable[Heat | None]:
+    """Out of Linux's folder of sensors, for each of them.
+
+    psutil reads the same, but fills in for a critical limit that is missing the high one, above which a board's
+    unconnected input may well lie for ever.
+    """
+    for sensor in (*folder.glob("hwmon*/temp*_input"), *folder.glob("hwmon*/device/temp*_input")):
+        now = _degrees(sensor)
+        if now is not None:
+            limits = (sensor.with_name(sensor.name.replace("_input", end)) for end in ("_max", "_crit"))
+            yield from_sensor(now, *map(_degrees, limits))
+
+
+def from_zones(folder: Path) -> Iterable[Heat | None]:
+    """Out of Linux's folder of thermal zones, for those that say at which temperature the machine turns itself off."""
+    for trip in folder.glob("thermal_zone*/trip_point_*_type"):
+        now = _degrees(trip.with_name("temp"))
+        if now is not None and _text(trip) == "critical":
+            yield from_sensor(now, None, _degrees(trip.with_name(trip.name.replace("_type", "_temp"))))
+
+
 def _sensors() -> Iterable[Heat | None]:
-    found = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
-    for sensors in found.values():
-        for sensor in sensors:
-            yield from_sensor(sensor.current, sensor.high, sensor.critical)
+    return list(from_hwmon(SENSORS)) or from_zones(ZONES)
+
+
+def _degrees(file: Path) -> float | None:
+    try:
+        return int(_text(file)) / 1000
+    except ValueError:
+        return None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace").strip()
+    except OSError:  # a sensor has not all of the files, and some answer only while their device is awake
+        return ""

@@ -216,6 +216,48 @@ def test_a_sensor_of_linux_is_believed_where_its_limits_are_plausible(
     assert heat.from_sensor(now, high, critical) is expected
 
 
+def sensor(folder: Path, name: str, **degrees: float) -> None:
+    """A sensor as Linux shows it: a file for its temperature and for each limit that it has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for end, value in degrees.items():
+        (folder / f"{name}_{end}").write_text(f"{value * 1000:.0f}\n")
+
+
+def test_a_sensor_that_knows_no_critical_limit_is_never_critical(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An input of a board to which nothing is connected stopped every job."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(heat, "SENSORS", tmp_path / "hwmon")
+    monkeypatch.setattr(heat, "ZONES", tmp_path / "thermal")
+    assert heat.heat() is None
+    sensor(heat.SENSORS / "hwmon0", "temp1", input=45, max=80, crit=100)
+    assert heat.heat() is Heat.NOMINAL
+    sensor(heat.SENSORS / "hwmon1", "temp4", input=104, max=80)
+    assert heat.heat() is Heat.HEAVY
+    sensor(heat.SENSORS / "hwmon2", "temp1", max=80, crit=90)  # its device sleeps
+    sensor(heat.SENSORS / "hwmon3", "temp1", input=89, crit=90)
+    assert heat.heat() is Heat.HEAVY
+    sensor(heat.SENSORS / "hwmon4" / "device", "temp2", input=91, crit=90)
+    assert heat.heat() is Heat.CRITICAL
+
+
+@pytest.mark.parametrize(("now", "kind", "expected"), [
+    (80, "critical", Heat.NOMINAL), (106, "critical", Heat.CRITICAL), (106, "passive", None),
+])  # fmt: skip
+def test_a_machine_without_sensors_may_have_thermal_zones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, now: int, kind: str, expected: Heat | None
+) -> None:
+    """As small boards with ARM do."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(heat, "SENSORS", tmp_path / "hwmon")
+    monkeypatch.setattr(heat, "ZONES", tmp_path)
+    sensor(tmp_path / "thermal_zone0", "trip_point_0", temp=105)
+    (tmp_path / "thermal_zone0" / "temp").write_text(f"{now}000\n")
+    (tmp_path / "thermal_zone0" / "trip_point_0_type").write_text(f"{kind}\n")
+    assert heat.heat() is expected
+
+
 # Sleep
 
 
