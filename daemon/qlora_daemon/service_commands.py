@@ -147,7 +147,11 @@ def _show(home: Home, *, as_json: bool) -> int:
         _say("service  is not installed. Install it: qlorad install")
     else:
         known = "" if service.loaded else ", which does not know it. Start it: qlorad start"
-        old = "" if service.up_to_date else ". Its file is not of this version. Update it: qlorad install"
+        old = {
+            True: "",
+            False: ". Its file is not of this version. Update it: qlorad install",
+            None: ". Only root may read that: sudo qlorad status",
+        }[service.up_to_date]
         _say(f"service  {service.manager}{known}, {service.file}{old}")
     for line in standing.lines(found):
         _say(line)
@@ -159,7 +163,9 @@ def _home(user: str | None) -> Home:
     from qlora_engine.job.folder import Home
     from qlora_worker.settings import Settings
 
-    theirs = home_of(user or os.environ.get("SUDO_USER"))  # what sudo steers is the service of who called it
+    # What root steers by sudo is the service of who called it; whom `sudo -u` makes somebody else steers their own.
+    called = os.environ.get("SUDO_USER") if os.geteuid() == 0 else None
+    theirs = home_of(user or called)
     return Home(theirs) if theirs is not None and "QLORAD_HOME" not in os.environ else Settings.read().folders
 
 

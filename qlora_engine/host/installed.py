@@ -31,7 +31,8 @@ class InstalledService:
         pid: of the daemon.
         last_exit: how the last one ended: an exit code, -N for signal N; None where it has not, or is not known.
         program: what is started.
-        up_to_date: the file is what `qlorad install` of this version would write for what it starts.
+        up_to_date: the file is what `qlorad install` of this version would write for what it starts; None where only
+            root may read it, as that of the machine: it may hold a password. What is started is not known then.
         environment: of the daemon; it may hold the password of a Redis.
         user: whose service it is, for one of the machine, which needs nobody to be logged in; None for the user's own.
     """
@@ -43,7 +44,7 @@ class InstalledService:
     pid: int | None
     last_exit: int | None
     program: tuple[str, ...]
-    up_to_date: bool
+    up_to_date: bool | None
     environment: Mapping[str, str] = field(default_factory=dict)
     user: str | None = None
 
@@ -82,17 +83,18 @@ def installed_service(home: Home) -> InstalledService | None:
 
     Raises:
         ProgramFailed: the manager does not answer.
-        OSError: the service's file cannot be read.
+        OSError: the service's file cannot be read, and not for want of permission.
     """
     manager = manager_of(home)
     if manager is None:
         return None
-    content = manager.file.read_bytes()
-    definition: ServiceDefinition | None
-    try:
-        definition = manager.read(content)
-    except ValueError:
-        definition = None
+    content: bytes | None = None
+    definition: ServiceDefinition | None = None
+    with contextlib.suppress(PermissionError):
+        content = manager.file.read_bytes()
+    if content is not None:
+        with contextlib.suppress(ValueError):
+            definition = manager.read(content)
     state = manager.state()
     return InstalledService(
         manager="launchd" if isinstance(manager, Launchd) else "systemd",
@@ -102,7 +104,7 @@ def installed_service(home: Home) -> InstalledService | None:
         pid=state.pid,
         last_exit=state.last_exit,
         program=definition.program if definition else (),
-        up_to_date=definition is not None and manager.content(definition) == content,
+        up_to_date=None if content is None else definition is not None and manager.content(definition) == content,
         environment=definition.environment if definition else {},
-        user=definition.user if definition else None,
+        user=definition.user if definition else _owner(home) if content is None else None,
     )

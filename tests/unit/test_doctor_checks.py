@@ -186,6 +186,7 @@ CASES = [
     Case("service", installed(running=False, last_exit=78), ERROR, "code 78 (a setting cannot be used)"),
     Case("last end", installed(last_exit=-9), WARNING, "signal 9 (it was killed"),
     Case("service file", installed(up_to_date=False), WARNING, "/u/q.service is not as this version"),
+    Case("service file", installed(up_to_date=None), INFO, "Only root may read /u/q.service"),
     Case("service's python", replace(SERVICE, program_exists=False), ERROR, "/v/bin/python, which is gone"),
     Case("service's python", replace(SERVICE, same_python=False), WARNING, "The service starts /v/bin/python"),
     Case("after logout", replace(SERVICE, lingers=False), WARNING, "when you log out"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from qlora_client.doctor import clock, compute, disk, folders, open_jobs, python
 from qlora_client.doctor import queue as queues
 from qlora_client.doctor.finding import Severity
 from qlora_client.doctor.machine import Machine, this_machine
+from qlora_engine.host import launchctl
 from qlora_engine.host.launchctl import Launchd
 from qlora_engine.host.reach import Answer
 from qlora_engine.host.service import define, label_of
@@ -278,6 +280,33 @@ def test_a_plist_that_launchd_does_not_know(machine: Machine, tmp_path: Path, mo
     assert service.service_python(service.look(here)) is not None
     assert not service.look(here).program_exists
     launchctl.check()
+
+
+def test_a_service_whose_file_only_root_may_read_is_there_all_the_same(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner is not told that it has other settings than this shell, which nobody but root can know."""
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.setenv("PATH", recorded.on_path(tmp_path / "bin"))
+    recorded.install(tmp_path / "bin", "launchctl", domains=["system"], services={})
+    monkeypatch.setattr(launchctl, "MACHINE", tmp_path)
+    owner = pwd.getpwuid(machine.home.path.stat().st_uid).pw_name
+    file = Launchd(label_of(machine.home, owner), headless=True).file
+    file.touch()
+    read = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path == file:  # tests may run as root
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    here = Machine("macos", machine.settings, environment={"QLORAD_POWER": "any"})
+    found = {finding.name: finding for finding in service.TOPIC.examine(here)}
+    assert found["service"].severity is Severity.ERROR  # launchd does not know it
+    assert found["service file"].severity is Severity.INFO
+    assert found["service file"].remedy == "Whether it is of this version: sudo qlorad status"
+    assert settings.look(here).service is None
 
 
 def test_a_daemon_whose_worker_does_not_run_is_seen(machine: Machine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,15 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
+from qlora_daemon import install
 from qlora_daemon.cli import app, main
+from qlora_daemon.service_commands import _home
+from qlora_engine.host import launchctl
+from qlora_engine.host.service import label_of
 from qlora_engine.job.errors import Exit
 from qlora_engine.job.folder import Home
 from qlora_engine.job.lock import held
+from support import recorded
 
 COMMANDS = ("install", "uninstall", "status", "start", "stop", "restart")
 STEERS = ("uninstall", "start", "stop", "restart")  # a service, which there must be
@@ -88,6 +94,53 @@ def test_status_says_by_its_exit_code_that_nothing_runs(home: Home, capsys: pyte
     assert run("status", "--json") == Exit.UNAVAILABLE
     found = json.loads(capsys.readouterr().out)
     assert (found["running"], found["installed"]) == (False, None)
+
+
+def unreadable(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that root has written; tests may run as root, who could read it."""
+    read = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path == file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    file.touch()
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+
+
+def test_the_owner_of_a_service_of_the_machine_can_ask_how_it_stands(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file may hold a password and is root's; whether the daemon runs is no secret."""
+    program = recorded.install(tmp_path / "bin", "launchctl", domains=["system"], services={})
+    monkeypatch.setenv("PATH", recorded.on_path(tmp_path / "bin"))
+    monkeypatch.setattr(launchctl, "MACHINE", tmp_path)
+    home.make()
+    me = pwd.getpwuid(home.path.stat().st_uid).pw_name
+    file = launchctl.Launchd(label_of(home, me), headless=True).file
+    unreadable(file, monkeypatch)
+    assert run("status", "--json") == Exit.UNAVAILABLE
+    installed = json.loads(capsys.readouterr().out)["installed"]
+    assert (installed["file"], installed["up_to_date"], installed["user"]) == (str(file), None, me)
+    assert run("status") == Exit.UNAVAILABLE
+    said = capsys.readouterr().out
+    assert "Only root may read that: sudo qlorad status" in said
+    assert len(said.splitlines()) > 1
+    program.check()
+
+
+@pytest.mark.parametrize(("effective", "heeds"), [(0, True), (501, False)])
+def test_only_root_steers_the_service_of_who_called_sudo(
+    home: Home, monkeypatch: pytest.MonkeyPatch, effective: int, heeds: bool
+) -> None:
+    """`sudo -u trainer qlorad status` asks for the service of trainer."""
+    monkeypatch.delenv("QLORAD_HOME")
+    monkeypatch.setenv("SUDO_USER", "caller")
+    monkeypatch.setattr(os, "geteuid", lambda: effective)
+    monkeypatch.setattr(install, "home_of", lambda user: home.path / str(user) if user else None)
+    assert _home("trainer").path == home.path / "trainer"
+    assert (_home(None).path == home.path / "caller") is heeds
 
 
 def test_a_second_daemon(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,11 +85,6 @@ def look(machine: Machine) -> ServiceFacts:
         installed = installed_service(machine.home)
     except ProgramFailed as refused:
         problem = refused
-    except PermissionError as refused:
-        problem = ProgramFailed(
-            f"{refused.filename} can only be read by somebody else.",
-            remedy="It is a service of the whole machine: ask as its administrator, `sudo qlorad status --headless`.",
-        )
     program = Path(installed.program[0]) if installed and installed.program else None
     return ServiceFacts(
         system=machine.system,
@@ -139,6 +134,8 @@ def service_file(facts: ServiceFacts) -> Verdict | None:
     """The plist or unit is what this version would write."""
     if facts.installed is None:
         return None
+    if facts.installed.up_to_date is None:
+        return info(f"Only root may read {facts.installed.file}.", "Whether it is of this version: sudo qlorad status")
     if not facts.installed.up_to_date:
         return warning(
             f"{facts.installed.file} is not as this version writes it.",

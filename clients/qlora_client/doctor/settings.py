@@ -24,7 +24,7 @@ class SettingsFacts:
     Attributes:
         problem: why the settings cannot be used.
         here: the `QLORAD_*` variables of this process.
-        service: those that the service was installed with; None where there is none.
+        service: those that the service was installed with; None where there is none, or only root may read them.
     """
 
     problem: BadSetting | None = None
@@ -38,7 +38,8 @@ def look(machine: Machine) -> SettingsFacts:
         service = installed_service(machine.home)
     except (ProgramFailed, OSError):
         service = None  # the topic of the service says so
-    return SettingsFacts(machine.problem, _ours(machine.environment), _ours(service.environment) if service else None)
+    theirs = None if service is None or service.up_to_date is None else _ours(service.environment)
+    return SettingsFacts(machine.problem, _ours(machine.environment), theirs)
 
 
 def values(facts: SettingsFacts) -> Verdict:
