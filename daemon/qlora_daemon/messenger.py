@@ -98,8 +98,8 @@ class Messenger(threading.Thread):
         for pause in (0.0, *self._pauses):
             if self._stopped.wait(pause):
                 return
-            failed = self._send(message, left)
-            left, why = [one for one in left if one.label in failed], "; ".join(sorted(set(failed.values())))
+            failed = [(one, why) for one, why in zip(left, self._send(message, left), strict=True) if why]
+            left, why = [one for one, _ in failed], "; ".join(sorted({why for _, why in failed}))
             if not left:
                 self._post(MessageEnded(notice.job, notice.kind, labels))
                 return
@@ -124,12 +124,12 @@ class Messenger(threading.Thread):
             found += [Address(name, url) for url in targets[name]]
         return list(dict.fromkeys(found))
 
-    def _send(self, message: dict[str, str], addresses: Sequence[Address]) -> dict[str, str]:
-        """Try once; returns why not, by label, for those that did not take it."""
+    def _send(self, message: dict[str, str], addresses: Sequence[Address]) -> list[str]:
+        """Try once; returns why not for each address, empty for those that took it: several may have one label."""
         request = json.dumps({**message, "addresses": addresses}).encode()
         with self._guard:
             if self._stopped.is_set():
-                return {}
+                return ["the daemon stops"] * len(addresses)
             # Addresses go through the pipe: arguments can be seen by everybody.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", SENDER],
@@ -137,18 +137,16 @@ class Messenger(threading.Thread):
             )  # fmt: skip
         try:
             answer, _ = self._process.communicate(request, timeout=SEND_SECONDS)
-            failed = json.loads(answer)
-            return {str(label): plain(why, 200) for label, why in failed.items()}
+            missing = f"the sending process ended with code {self._process.returncode}"
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.communicate()
-            return dict.fromkeys((one.label for one in addresses), f"no answer within {SEND_SECONDS:g} s")
-        except (ValueError, AttributeError):
-            how = f"the sending process ended with code {self._process.returncode}"
-            return dict.fromkeys((one.label for one in addresses), how)
+            answer, _ = self._process.communicate()  # with what was sent before the one that hangs
+            missing = f"no answer within {SEND_SECONDS:g} s"
         finally:
             with self._guard:
                 self._process = None
+        said = [plain(line, 200) for line in answer.decode(errors="replace").split("\n")[:-1]][: len(addresses)]
+        return said + [missing] * (len(addresses) - len(said))
 
 
 def _events(run: RunFolder) -> list[Event]:

@@ -1,7 +1,7 @@
 """Sends one message to some addresses and ends: `python -P -m qlora_daemon.send_message`.
 
-Standard input: `{"title": …, "text": …, "addresses": [[label, url], …]}`. Standard output: why not, by label, for those
-that did not take it. No address is ever printed.
+Standard input: `{"title": …, "text": …, "addresses": [[label, url], …]}`. Standard output: for each address in turn, as
+soon as it is known, a line with why it did not take it, empty if it did. No address is ever printed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ def send(title: str, text: str, url: str) -> str:
 def main() -> int:
     """0 in any case: that a service is down is an answer."""
     request = json.load(sys.stdin)
-    failed: dict[str, str] = {}
+    answer = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # a plug-in may print
-        for label, url in request["addresses"]:
-            if why := send(request["title"], request["text"], url):
-                failed[label] = why
-    json.dump(failed, sys.stdout)
+        for _, url in request["addresses"]:
+            print(send(request["title"], request["text"], url), file=answer, flush=True)
     return 0
 
 

@@ -154,6 +154,21 @@ def test_what_is_not_taken_is_tried_again_and_then_given_up(home: Home, monkeypa
         assert "s3cret" not in str(ended)
 
 
+@pytest.mark.parametrize("hang", [False, True])
+def test_who_has_it_is_not_told_again_since_another_of_the_same_name_is_down(
+    home: Home, monkeypatch: pytest.MonkeyPatch, hang: bool
+) -> None:
+    """A team whose mail server is down would read the same message in its channel three times."""
+    monkeypatch.setattr(module, "SEND_SECONDS", 6.0)
+    with serving() as channel, serving(refuse=3, hang=hang) as mail:
+        home.targets.write_text(f'team = ["{channel.address()}", "{mail.address("?rto=20")}"]\n')
+        home.targets.chmod(0o600)
+        monkeypatch.setenv("QLORAD_NOTIFY", "team")
+        ended = told(DONE, pauses=() if hang else (0.0, 0.0))
+        assert (ended.to, bool(ended.why_not)) == (("team",), True)
+        assert (len(channel.taken), len(mail.taken)) == (1, 0)
+
+
 def test_one_that_never_answers_is_given_up(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next message is not to wait for it for ever."""
     monkeypatch.setattr(module, "SEND_SECONDS", 2.0)
