@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 import unicodedata
@@ -242,16 +243,16 @@ def member_ids(group: str, labels: Sequence[str]) -> list[str]:
 
     Args:
         group: of the sweep, from a name of at most `GROUP_NAME` characters.
-        labels: of the jobs; two that are the same once reduced get their numbers.
+        labels: of the jobs; where two are the same once reduced, the later gets its number, or the next that is free.
     """
-    found: list[str] = []
-    for number, label in enumerate(labels, 1):
-        job_id = f"{group}-{slug(label)}"[:_LONGEST_ID].rstrip("-")
-        if job_id in found:
-            end = f"-{number}"
-            job_id = f"{job_id[: _LONGEST_ID - len(end)]}{end}"
-        found.append(job_id)
-    return found
+    own = [f"{group}-{slug(label)}"[:_LONGEST_ID].rstrip("-") for label in labels]
+    found: dict[str, None] = {}
+    for number, job_id in enumerate(own, 1):
+        numbered = (f"{job_id[: _LONGEST_ID - len(end)]}{end}" for end in map("-{}".format, itertools.count(number)))
+        # A number may make what another label is by itself: `epochs=1` with -3 is `epochs=1.3`.
+        free = (one for one in numbered if one not in found and one not in own)
+        found[next(free) if job_id in found else job_id] = None
+    return list(found)
 
 
 def unfinished_run(runs: Path, job_id: str) -> Path:

@@ -96,6 +96,17 @@ def test_ids_of_a_sweeps_jobs_are_ids_all_different_and_begin_with_the_sweeps(na
     assert all(JOB_ID.fullmatch(one) and one.startswith(group) for one in ids)
 
 
+def test_a_number_behind_an_id_makes_no_id_of_another_job() -> None:
+    """Of two jobs with one id only one has a run folder, and the sweep is never accepted."""
+    sweep = Sweep.model_validate({"grid": {"num_layers": [-1, 1], "epochs": [1.0, 1.3]}})
+    group = "20261122-143501-poems"
+    first = f"{group}-num-layers-1-epochs-1"
+    ids = member_ids(group, [label(one) for one in sweep.settings()])
+    assert ids == [first, f"{first}-3", f"{first}-4", f"{first}-3-4"]
+    assert member_ids(group, ["a=1", "a=-1", "a=1.2"]) == [f"{group}-a-1", f"{group}-a-1-3", f"{group}-a-1-2"]
+    assert len(set(member_ids(group, ["x" * 90, *["x" * 90 + "y"] * 20]))) == 21
+
+
 # What is wrong with one
 
 
