@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from qlora_engine.job import fuse_spec, naming
@@ -36,10 +37,12 @@ def resolved(text: JobText, home: Home) -> ResolvedFuse:
 
 
 def _source(spec: FuseSpec, home: Home) -> JobRecord:
-    """The record of the job that is meant; of thousands, only those are read that may be."""
+    """The record of the job that is meant; of thousands, only those are read that may be, if there are such."""
     wanted = (spec.fuse.lower(), slug(spec.fuse))
     ids = [path.name for path in home.runs.glob("*") if JOB_ID.fullmatch(path.name)]
-    found = [record for job_id in ids if any(one in job_id for one in wanted) if (record := _record(home, job_id))]
+    likely = [job_id for job_id in ids if any(one in job_id for one in wanted)]
+    # A sweep's job may have a name that is not in its id, which holds only the beginning of the sweep's name.
+    found = _records(home, likely) or [one for one in _records(home, ids) if one.name == spec.fuse]
     training = [record for record in found if record.kind == "train"]
     if not training and len(found) == 1:
         raise JobRejected(
@@ -55,6 +58,10 @@ def _source(spec: FuseSpec, home: Home) -> JobRecord:
             remedy="Name one of them: `qlora show` of the sweep shows them, the best first.",
         )
     return next(record for record in training if record.id == job_id)
+
+
+def _records(home: Home, ids: Iterable[str]) -> list[JobRecord]:
+    return [record for job_id in ids if (record := _record(home, job_id))]
 
 
 def _record(home: Home, job_id: str) -> JobRecord | None:

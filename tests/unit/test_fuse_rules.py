@@ -11,7 +11,7 @@ import pytest
 from qlora_client.cli import main
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.examine import ExamineRequest, examine, examine_request
-from qlora_engine.job.folder import Home, RunFolder
+from qlora_engine.job.folder import GROUP_NAME, Home, RunFolder, member_ids, slug
 from qlora_engine.job.fuse_spec import FuseSpec
 from qlora_engine.job.preflight.fusing import fuse_need, judge
 from qlora_engine.job.preflight.judgement import Machine
@@ -67,6 +67,18 @@ def test_a_job_to_fuse_is_named_as_one_to_wait_for(home: Home) -> None:
     job = look(home, f"{{fuse: {OLD}, weights: adapters, dequantize: true, priority: 3}}")
     assert (job.model, job.model_path) == ("base", str(home.path / "base"))
     assert job.spec.in_16_bits
+
+
+@pytest.mark.parametrize("name", ["poems", "a rather long name for a sweep of poems"])
+def test_a_job_of_a_sweep_is_named_by_what_qlora_ls_shows(home: Home, name: str) -> None:
+    """Its id has only the beginning of the sweep's name, and is cut where labels are long."""
+    group = f"20261122-140000-{slug(name)[:GROUP_NAME]}"
+    labels = ["rank=4", f"data=/{'long/' * 6} rank=8"]
+    first, second = member_ids(group, labels)
+    for job_id, label in zip((first, second), labels, strict=True):
+        trained(home, job_id, name=f"{name} {label}", group=group)
+    assert look(home, f"fuse: {name} rank=4").source == first
+    assert look(home, f"fuse: {name} {labels[1]}").source == second
 
 
 def test_a_resolved_job_of_either_kind_is_read_back(home: Home) -> None:
