@@ -13,8 +13,9 @@ from typing import Any
 from qlora_engine import blas
 from qlora_engine.job.datafiles import DataFile, DataFormat
 from qlora_engine.job.errors import JobRejected
-from qlora_engine.job.examine import examine
-from qlora_engine.job.jobfile import read_job_file
+from qlora_engine.job.examine import examine_text
+from qlora_engine.job.jobfile import JobText, read_job_file
+from qlora_engine.job.overrides import with_value
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
 
@@ -111,14 +112,11 @@ def read_bench_job(job_file: Path | None, overrides: Mapping[str, Any], *, home:
     """
     if job_file is not None and not job_file.exists():
         raise JobRejected(f"{job_file} does not exist.", where=str(job_file), remedy="Name a job file.")
-    if job_file is not None and not overrides:
-        resolved = examine(job_file.resolve(), home=home, base=job_file.absolute().parent, shown_as=str(job_file))
-    else:
-        values = read_job_file(job_file.resolve())[1].values if job_file is not None else own_job(work / "own")
-        made = work / f"{job_file.stem if job_file is not None else 'bench'}.json"
-        made.write_text(json.dumps({**values, **_absolute(overrides)}))
-        base = (job_file or made).absolute().parent
-        resolved = examine(made, home=home, base=base, shown_as=str(job_file or "the bench's own job"))
+    text = read_job_file(job_file.resolve())[1] if job_file is not None else JobText(own_job(work / "own"), "job.json")
+    for key, value in _absolute(overrides).items():
+        text = with_value(text, (key,), value, f"{key}: {value!s:.80}")
+    base = job_file.absolute().parent if job_file is not None else work
+    resolved = examine_text(text, home=home, base=base, shown_as=str(job_file or "the bench's own job"))
     if not resolved.data:
         raise JobRejected(
             "The job's data is a data set of the hub, which a bench does not load.",
@@ -170,8 +168,11 @@ def _own_rows() -> list[str]:
 
 
 def _absolute(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Paths from the working folder, where the command was typed; names of models stay names."""
+    """Paths from the working folder, where the command was typed; names of models stay names.
+
+    Another `data` also replaces `hf_dataset`, which would be read in its place.
+    """
     paths = {key: str(Path(str(overrides[key])).expanduser().absolute()) for key in ("data",) if key in overrides}
     if "model" in overrides and Path(str(overrides["model"])).expanduser().is_dir():
         paths["model"] = str(Path(str(overrides["model"])).expanduser().absolute())
-    return {**overrides, **paths}
+    return {**({"hf_dataset": None} if "data" in overrides else {}), **overrides, **paths}

@@ -130,14 +130,18 @@ def examine(job_file: Path, *, home: Path, base: Path | None, shown_as: str | No
     Raises:
         JobRejected: (or a subclass) with what is wrong, where, and the remedy.
     """
-    _, text = read_job_file(job_file)
+    return examine_text(read_job_file(job_file)[1], home=home, base=base, shown_as=shown_as or job_file.name)
+
+
+def examine_text(text: JobText, *, home: Path, base: Path | None, shown_as: str) -> ResolvedJob:
+    """`examine` for a job file that has been parsed, and whose values may have been replaced."""
     if is_fusing(text.values):
         raise JobRejected(
             "This job fuses what another has learned; nothing is trained.",
-            where=shown_as or job_file.name,
-            remedy=f"Submit it to the daemon: qlora submit {shown_as or job_file.name}",
+            where=shown_as,
+            remedy=f"Submit it to the daemon: qlora submit {shown_as}",
         )
-    return resolved(text, home=home, base=base, shown_as=shown_as or job_file.name)
+    return resolved(text, home=home, base=base, shown_as=shown_as)
 
 
 def resolved(
@@ -148,7 +152,7 @@ def resolved(
     shown_as: str,
     model_at: Callable[[str], Path | None] | None = None,
 ) -> ResolvedJob:
-    """`examine` for a job file that has been parsed; `model_at` finds models in place of `find_model`."""
+    """`examine_text` for one that is known to train; `model_at` finds models in place of `find_model`."""
     spec = validate(text)
     check_installed(spec)
     check_targets(spec.notify, Home(home).targets)

@@ -27,6 +27,7 @@ from qlora_engine.bench.result import (
 from qlora_engine.bench.run import COMPARED, order
 from qlora_engine.bench.trainer import Reading
 from qlora_engine.job import jobfile
+from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.lock import held
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec, validate
@@ -175,6 +176,33 @@ def test_mlx_lm_gets_the_scale_that_it_understands(made: Path, tmp_path: Path) -
     job = read_bench_job(made / "job.json", {"lora_parameters": lora}, home=tmp_path / "home", work=tmp_path)
     known = {"rank": 4, "scale": 16.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
     assert job.for_mlx_lm(0, tmp_path)["lora_parameters"] == known
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "toml"])
+def test_a_job_file_may_hold_a_time_when_its_model_is_another(made: Path, tmp_path: Path, suffix: str) -> None:
+    """A time is a value that JSON does not have."""
+    at = 'model = "m"\nnot_before = 2026-12-24 18:00:00\n' if suffix == "toml" else "not_before: 2026-12-24 18:00:00\n"
+    (tmp_path / f"job.{suffix}").write_text(at)
+    values = {"model": str(made / "model"), "data": str(made / "data")}
+    job = read_bench_job(tmp_path / f"job.{suffix}", values, home=tmp_path / "home", work=tmp_path)
+    assert (job.resolved.model_path, job.data) == (str(made / "model"), made / "data")
+    assert job.spec.not_before is not None
+
+
+def test_a_folder_of_data_replaces_a_data_set_of_the_hub(made: Path, tmp_path: Path) -> None:
+    """The refusal of such a job says to name one, and `hf_dataset` goes before `data`."""
+    (tmp_path / "job.yaml").write_text(f"model: {made / 'model'}\nhf_dataset: {{path: owner/name}}\n")
+    values = {"data": str(made / "data")}
+    job = read_bench_job(tmp_path / "job.yaml", values, home=tmp_path / "home", work=tmp_path)
+    assert job.data == made / "data"
+
+
+def test_what_is_wrong_with_a_value_beside_a_replaced_one_is_said_of_its_line(made: Path, tmp_path: Path) -> None:
+    """The person looks into the file that they named."""
+    (tmp_path / "job.yaml").write_text("model: m\nseed: -1\n")
+    with pytest.raises(JobRejected) as refused:
+        read_bench_job(tmp_path / "job.yaml", {"model": str(made / "model")}, home=tmp_path / "home", work=tmp_path)
+    assert refused.value.where == "job.yaml, line 2"
 
 
 def test_the_benchs_own_job_is_the_same_every_time(tmp_path: Path) -> None:
