@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -76,12 +76,7 @@ def drafts(job: JobText, sweep: Sweep) -> list[Draft]:
     base = replace(job, values={key: value for key, value in job.values.items() if key != "sweep"})
     places = {key: _place(job, key) for key in sweep.grid}
     for key, values in sweep.grid.items():
-        if (where := job.where(tuple(key.split(".")))).startswith(SET):
-            raise JobRejected(
-                f"`{key}` is set, and the sweep lists values for it.",
-                where=where,
-                remedy=f"Set the list: --set 'sweep.grid={{{key}: [...]}}' replaces all of them.",
-            )
+        _check_not_set(job, key)
         _check_values(base, sweep, key, values, places)
     found = []
     for settings in sweep.settings():
@@ -100,6 +95,29 @@ def saying_which(settings: Mapping[str, Any]) -> Iterator[None]:
     except QloradError as error:
         error.what = f"With {label(settings)}: {error.what}"
         raise
+
+
+def _check_not_set(job: JobText, key: str) -> None:
+    """Raise `JobRejected` if a value on the command line would count for nothing beside the list for `key`."""
+    listed = tuple(key.split("."))
+    for keys, where in job.places.items():
+        if not where.startswith(SET):
+            continue
+        if keys[: len(listed)] == listed or (listed[: len(keys)] == keys and _holds(job.values, listed)):
+            name = ".".join(keys if len(keys) > len(listed) else listed)
+            raise JobRejected(
+                f"`{name}` is set, and the sweep lists values for {'it' if name == key else f'`{key}`'}.",
+                where=where,
+                remedy=f"Set the list: --set 'sweep.grid={{{key}: [...]}}' replaces all of them.",
+            )
+
+
+def _holds(values: Any, keys: Sequence[str]) -> bool:
+    for part in keys:
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
 
 
 def _check_values(base: JobText, sweep: Sweep, key: str, values: list[Any], places: dict[str, str]) -> None:

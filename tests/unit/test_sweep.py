@@ -170,6 +170,31 @@ def test_a_value_that_is_set_and_swept_is_refused_and_a_list_can_be_set() -> Non
     ]
 
 
+@pytest.mark.parametrize(
+    ("grid", "setting", "what"),
+    [
+        ("lora_parameters: [{rank: 4}, {rank: 8}]", "lora_parameters.scale=5", "for `lora_parameters`"),
+        ("lora_parameters: [{rank: 4}, {rank: 8}]", "lora_parameters={scale: 5}", "for it"),
+        ("lora_parameters.rank: [4, 8]", "lora_parameters={scale: 5, rank: 2}", "for it"),
+        ("lora_parameters.rank: [4, 8]", "lora_parameters.rank=2", "for it"),
+    ],
+)
+def test_a_set_value_that_a_listed_one_replaces_is_refused(grid: str, setting: str, what: str) -> None:
+    """Also where one of the two is a section, and the other a part of it."""
+    refused = refusal(f"  grid:\n    {grid}", setting)
+    assert refused.what.endswith(f"is set, and the sweep lists values {what}.")
+    assert refused.where == f"--set {setting}"
+
+
+@pytest.mark.parametrize("setting", ["lora_parameters={scale: 5}", "lora_parameters.scale=5"])
+def test_other_parts_of_a_section_can_be_set(setting: str) -> None:
+    """Each job has them beside what is listed."""
+    text = "model: m\niters: 9\nlora_parameters: {rank: 2}\nsweep: {grid: {lora_parameters.rank: [4, 8]}}"
+    job = applied(parse(text, "job.yaml"), [setting])
+    made = drafts(job, sweep_of(job) or pytest.fail("no sweep"))
+    assert [one.text.values["lora_parameters"] for one in made] == [{"scale": 5, "rank": rank} for rank in (4, 8)]
+
+
 # Examined
 
 
