@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -150,13 +151,28 @@ def _time(data: RunData) -> Figure | None:
 
 def trained_seconds(data: RunData) -> float:
     """The time of all attempts together, without what lies between them."""
-    total = 0.0
-    in_attempt = False
-    for before, event in pairwise(data.events):
-        in_attempt = before["event"] == "training.started" or (in_attempt and before["event"] not in ENDINGS)
-        if in_attempt and event["event"] != "training.started" and not event["event"].startswith("job."):
-            total += max(0.0, _seconds_between(before.get("ts"), event.get("ts")))
-    return total
+    pairs = (pair for attempt in _attempts(data.events) for pair in pairwise(attempt))
+    return sum(max(0.0, _seconds_between(before.get("ts"), event.get("ts"))) for before, event in pairs)
+
+
+def _attempts(events: Iterable[Event]) -> list[list[Event]]:
+    """The events of each attempt, from its `training.started` to its end or the last that is known of it."""
+    found: list[list[Event]] = []
+    under_way = False
+    for event in events:
+        name = event["event"]
+        if name == "training.started":
+            # Said by the process that starts, and in the foreground every process is attempt 0.
+            while found and found[-1][-1]["event"] == "environment.changed":
+                found[-1].pop()
+            found.append([event])
+            under_way = True
+        elif name.startswith("job."):
+            under_way = under_way and name != "job.exited"
+        elif under_way and event.get("attempt") == found[-1][0].get("attempt"):
+            found[-1].append(event)
+            under_way = name not in ENDINGS
+    return found
 
 
 def _seconds_between(before: object, after: object) -> float:

@@ -21,6 +21,7 @@ from qlora_engine.report.page import write_report
 from qlora_engine.report.plots import loss_plot, small_plots
 from qlora_engine.report.read import newest_branch, read_run
 from qlora_engine.report.series import shorten, smoothed
+from qlora_engine.report.summary import trained_seconds
 from support.run_files import RunWriter, write_eventful_run
 
 CANCELLED = {"state": "cancelled", "reason": "asked"}
@@ -128,6 +129,41 @@ def test_an_empty_folder_has_a_page_and_a_missing_one_an_error(tmp_path: Path) -
     assert "not started" in page_of(RunFolder(tmp_path)).text
     with pytest.raises(SystemRefused, match="cannot be written"):
         write_report(RunFolder(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(
+    ("attempt", "first"), [(0, "environment.changed"), (2, "environment.changed"), (2, "ladder.rung")]
+)
+def test_the_pause_between_two_attempts_is_no_training(tmp_path: Path, attempt: int, first: str) -> None:
+    """Also where the second says something before it begins: what the machine did meanwhile is not the job's."""
+    writer = RunWriter(tmp_path / "run")
+    writer.attempt = min(attempt, 1)
+    writer.event("training.started")
+    writer.event("environment.changed", seconds=60)  # what was chosen, in the midst of an attempt
+    writer.event("training.report", seconds=540, step=10, steps=100)
+    if attempt:
+        writer.event("job.exited")
+    writer.attempt = attempt
+    writer.event(first, seconds=23 * 3600)
+    writer.event(first)
+    writer.event("training.started")
+    writer.event("training.report", seconds=300, step=20, steps=100)
+    writer.event("training.done")
+    writer.event("kernels.kept", seconds=50)
+    assert trained_seconds(read_run(writer.run)) == 60 + 540 + 300 + 1
+
+
+@pytest.mark.parametrize("attempt", [0, 1])
+def test_the_time_until_memory_ran_out_is_training(tmp_path: Path, attempt: int) -> None:
+    """Said by the attempt that ran out of it, as its last word."""
+    writer = RunWriter(tmp_path / "run")
+    writer.attempt = attempt
+    writer.event("training.started")
+    writer.event("job.outdone", seconds=40)
+    writer.event("ladder.rung", seconds=60)
+    writer.attempt = 2 * attempt
+    writer.event("training.started", seconds=500)
+    assert trained_seconds(read_run(writer.run)) == 100
 
 
 def test_a_line_that_a_crash_cut_short_is_passed_over(tmp_path: Path) -> None:
