@@ -100,7 +100,7 @@ class Sweep(BaseModel):
         of the same seed begin with the fewer.
         """
         sizes = [len(values) for values in self.grid.values()]
-        if self.samples is None or self.samples == self.combinations:
+        if self.samples is None:
             return [self._combination(places) for places in itertools.product(*map(range, sizes))]
         draw = random.Random(self.seed)  # noqa: S311  # `random()` gives the same in every version of Python
         drawn: dict[tuple[int, ...], None] = {}

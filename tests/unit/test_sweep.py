@@ -50,9 +50,18 @@ def test_draws_are_of_the_grid_without_repetition_and_more_begin_with_the_fewer(
     drawn = as_tuples(Sweep(grid=grid, samples=count, seed=seed).settings())
     assert len(set(drawn)) == count
     assert set(drawn) <= set(whole)
-    if count < len(whole):
-        fewer = data.draw(st.integers(1, count))
-        assert as_tuples(Sweep(grid=grid, samples=fewer, seed=seed).settings()) == drawn[:fewer]
+    fewer = data.draw(st.integers(1, count))
+    assert as_tuples(Sweep(grid=grid, samples=fewer, seed=seed).settings()) == drawn[:fewer]
+
+
+def test_so_many_samples_as_there_are_combinations_are_drawn_too() -> None:
+    """Else one sample more would reorder those that have been trained. Also of as many as a sweep can have."""
+    grid = {"learning_rate": [1e-5, 1e-4], "lora_parameters.rank": [4, 8, 16]}
+    drawn, fewer = (Sweep(grid=grid, samples=count).settings() for count in (6, 5))
+    assert drawn[:5] == fewer
+    assert drawn != Sweep(grid=grid).settings()
+    every = [one["seed"] for one in Sweep(grid={"seed": list(range(MOST))}, samples=MOST).settings()]
+    assert sorted(every) == list(range(MOST))
 
 
 def test_a_seed_draws_the_same_on_every_machine() -> None:
