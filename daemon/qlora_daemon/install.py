@@ -19,10 +19,10 @@ from qlora_engine.job.folder import Home
 from qlora_engine.job.lock import holder_of
 from qlora_engine.job.service_status import ServiceStatus
 from qlora_engine.job.standing import standing
-from qlora_worker.settings import PREFIX, Settings
+from qlora_worker.settings import KNOWN, PREFIX, SECRET
 
 ANSWER_SECONDS = 60.0  # imports, Valkey's file, ten thousand run folders
-FILE_MODE = 0o600  # it may hold the address of a Redis, and with it a password
+FILE_MODE = 0o600  # it may hold the password of a Redis, and tokens of whom to notify
 Say = Callable[[str], None]
 
 
@@ -189,8 +189,7 @@ class Service:
 
 def settings_in_force(environment: Mapping[str, str]) -> dict[str, str]:
     """The settings of this shell, which the service is to have, too; but the home, which has a place of its own."""
-    names = (f"{PREFIX}{name.upper()}" for name in Settings.model_fields)
-    return {name: environment[name] for name in names if name in environment and name != f"{PREFIX}HOME"}
+    return {name: environment[name] for name in sorted(KNOWN & environment.keys() - {f"{PREFIX}HOME"})}
 
 
 def text_for(manager: str, home: Home, settings: Mapping[str, str], *, user: str | None) -> str:
@@ -202,8 +201,7 @@ def text_for(manager: str, home: Home, settings: Mapping[str, str], *, user: str
         settings: that it is to have.
         user: for one that needs no login.
     """
-    secret = f"{PREFIX}REDIS_URL"
-    shown = {name: value if name != secret else "(as set in the shell)" for name, value in settings.items()}
+    shown = {name: value if name not in SECRET else "(as set in the shell)" for name, value in settings.items()}
     made = MANAGERS[manager](label_of(home, user), headless=user is not None)
     return made.content(define(home, shown, user=user)).decode()
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Imported where it is used: `qlorad --help` needs none of it.
 # ruff: noqa: PLC0415
 
+DEFINED = ("PATH", "HOME")  # the rest of a service's environment, if it is no setting, may be passwords of others
 INTERRUPTED = 130  # as a shell says of a program that Ctrl-C ended
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -140,7 +141,14 @@ def _show(home: Home, *, as_json: bool) -> int:
         import dataclasses
         import json
 
+        from qlora_worker.settings import is_public
+
         installed = dataclasses.asdict(service) if service else None
+        if service is not None and installed is not None:
+            installed["environment"] = {
+                name: value if name in DEFINED or is_public(name) else "(not shown)"
+                for name, value in service.environment.items()
+            }
         typer.echo(json.dumps({"installed": installed, **standing.as_json(found)}, indent=2, default=str))
         return int(found.exit_code)
     if service is None:

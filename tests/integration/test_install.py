@@ -106,9 +106,10 @@ def test_a_daemon_in_a_terminal_is_not_pushed_aside(daemon: Daemon, tmp_path: Pa
 
 
 def test_to_print_a_file_touches_nothing(home: Path, tmp_path: Path) -> None:
-    """For whoever wants to read first, on any system; and without the password of a Redis."""
+    """For whoever wants to read first, on any system; and without the password of a Redis, or a token."""
     mac = Mac(tmp_path, home)
     mac.environment["QLORAD_REDIS_URL"] = "redis://:hush@127.0.0.1:1/0"
+    mac.environment["QLORAD_NOTIFY"] = "slack://hush/hush/hush"
     mac.environment["HOME"] = str(tmp_path)
     before = sorted(str(path) for folder in (tmp_path, home) for path in folder.rglob("*"))
     for kind in ("launchd", "systemd"):

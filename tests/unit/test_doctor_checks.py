@@ -276,11 +276,11 @@ def test_what_does_not_apply_is_left_out(facts: object, absent: set[str]) -> Non
     assert not absent & {finding.name for finding in findings_of(facts)}
 
 
-def test_a_password_in_the_address_of_a_redis_is_never_shown() -> None:
+def test_a_password_in_an_address_is_never_shown() -> None:
     """The page is what people paste into reports; what is no setting may be a password as well."""
     facts = settings.SettingsFacts(
         here={"QLORAD_REDIS_URL": "redis://:secret-1@localhost", "QLORAD_REDIS_PASSWORD": "secret-2"},
-        service={"QLORAD_REDIS_URL": "redis://:secret-3@localhost"},
+        service={"QLORAD_REDIS_URL": "redis://:secret-3@localhost", "QLORAD_NOTIFY": "slack://secret-4/B/C"},
     )
     page = " ".join(f"{finding.what} {finding.remedy}" for finding in findings_of(facts))
     assert "QLORAD_REDIS_PASSWORD is unset there, set here" in page

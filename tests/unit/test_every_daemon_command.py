@@ -16,7 +16,8 @@ from qlora_daemon import install
 from qlora_daemon.cli import app, main
 from qlora_daemon.service_commands import _home
 from qlora_engine.host import launchctl
-from qlora_engine.host.service import label_of
+from qlora_engine.host.launchctl import Launchd
+from qlora_engine.host.service import define, label_of
 from qlora_engine.job.errors import Exit
 from qlora_engine.job.folder import Home
 from qlora_engine.job.lock import held
@@ -141,6 +142,37 @@ def test_only_root_steers_the_service_of_who_called_sudo(
     monkeypatch.setattr(install, "home_of", lambda user: home.path / str(user) if user else None)
     assert _home("trainer").path == home.path / "trainer"
     assert (_home(None).path == home.path / "caller") is heeds
+
+
+def installed(home: Home, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The file of a service that launchd does not know at the moment."""
+    domains = [f"gui/{os.getuid()}", f"user/{os.getuid()}"]
+    recorded.install(tmp_path / "bin", "launchctl", domains=domains, services={})
+    monkeypatch.setenv("PATH", recorded.on_path(tmp_path / "bin"))
+    manager = Launchd(label_of(home))
+    manager.file.parent.mkdir(parents=True)
+    manager.file.write_bytes(manager.content(define(home, environment)))
+    return manager.file
+
+
+def test_no_password_is_printed(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is printed is pasted into reports and kept by CI; the file itself is readable by its owner alone."""
+    secrets = {"QLORAD_REDIS_URL": "redis://:hush@127.0.0.1:1/0", "QLORAD_NOTIFY": "slack://hush/hush/hush"}
+    installed(home, {**secrets, "QLORAD_POWER": "ac", "WANDB_API_KEY": "hush"}, monkeypatch, tmp_path)
+    run("status", "--json")
+    printed = capsys.readouterr().out
+    shown = json.loads(printed)["installed"]["environment"]
+    assert (shown["QLORAD_POWER"], shown["QLORAD_HOME"]) == ("ac", str(home.path))
+    assert {*secrets, "WANDB_API_KEY", "PATH"} <= shown.keys()
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    for kind in ("launchd", "systemd"):
+        assert run("install", "--print", kind) == 0
+        printed += capsys.readouterr().out
+    assert printed.count("QLORAD_NOTIFY") == 3
+    assert "hush" not in printed
 
 
 def test_a_second_daemon(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from qlora_engine.job.errors import BadSetting
 from qlora_worker.connection import Keys, check_socket, connect, home_id
-from qlora_worker.settings import Settings, unknown_variables
+from qlora_worker.settings import SECRET, Settings, is_public, unknown_variables
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,12 @@ def test_options_of_the_address_that_there_are_not_are_refused_without_showing_i
         connect(Settings.read(), timeout=1)
     assert "secret" not in str(caught.value)
     assert "secret" not in repr(caught.value.__context__)
+
+
+def test_what_may_hold_a_password_is_secret() -> None:
+    """Whoever adds such a setting gets it left out wherever settings are shown."""
+    assert {"QLORAD_REDIS_URL", "QLORAD_NOTIFY"} == SECRET
+    assert [is_public(name) for name in ("QLORAD_HOME", "QLORAD_NOTIFY", "QLORAD_TYPO")] == [True, False, False]
 
 
 def test_an_empty_url_means_the_embedded_server(monkeypatch: pytest.MonkeyPatch) -> None:

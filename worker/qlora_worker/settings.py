@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
@@ -122,6 +122,19 @@ class Settings(EngineSettings):
         return settings
 
 
+KNOWN = frozenset(f"{PREFIX}{name.upper()}" for name in Settings.model_fields)
+SECRET = frozenset(  # whose values may hold passwords and tokens
+    f"{PREFIX}{name.upper()}"
+    for name, field in Settings.model_fields.items()
+    if SecretStr in get_args(field.annotation)
+)
+
+
+def is_public(name: str) -> bool:
+    """Whether a variable is a setting whose value may be shown; what is none may be a password as well."""
+    return name in KNOWN - SECRET
+
+
 def check_redis_url(url: str, *, insecure: bool = False) -> None:
     """Refuse a Redis that would carry jobs and its password over a network unencrypted.
 
@@ -165,9 +178,8 @@ def _is_loopback(host: str) -> bool:
 
 def unknown_variables(environment: Mapping[str, str]) -> list[tuple[str, str | None]]:
     """Variables that look like settings but are none, each with the setting that was probably meant."""
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     return [
-        (name, next(iter(difflib.get_close_matches(name, known, n=1)), None))
+        (name, next(iter(difflib.get_close_matches(name, KNOWN, n=1)), None))
         for name in sorted(environment)
-        if name.upper().startswith(PREFIX) and name.upper() not in known
+        if name.upper().startswith(PREFIX) and name.upper() not in KNOWN
     ]

@@ -10,10 +10,9 @@ from qlora_client.doctor.machine import Machine
 from qlora_client.doctor.topic import Topic
 from qlora_engine.host.installed import installed_service
 from qlora_engine.job.errors import BadSetting, ProgramFailed
-from qlora_worker.settings import PREFIX, Settings, unknown_variables
+from qlora_worker.settings import PREFIX, is_public, unknown_variables
 
 HOME = f"{PREFIX}HOME"  # the service was found by it
-SECRET = frozenset({f"{PREFIX}REDIS_URL"})  # whose value may hold a password
 SHARED = frozenset({f"{PREFIX}REDIS_URL", f"{PREFIX}GPU_LOCK"})  # in which clients and daemon must agree
 
 
@@ -81,8 +80,7 @@ def _ours(environment: Mapping[str, str]) -> dict[str, str]:
 def _shown(name: str, among: Mapping[str, str]) -> str:
     if name not in among:
         return "unset"
-    known = name.removeprefix(PREFIX).lower() in Settings.model_fields  # what is none may be a password as well
-    return repr(among[name]) if known and name not in SECRET else "set"
+    return repr(among[name]) if is_public(name) else "set"
 
 
 TOPIC = Topic("Settings", look, {"settings": values, "unknown settings": unknown, "service's settings": as_the_service})
