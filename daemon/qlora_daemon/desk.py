@@ -12,6 +12,7 @@ from qlora_daemon.queue_health import QueueHealth
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.unforeseen import refused_by_system
+from qlora_worker.connection import in_words
 from qlora_worker.messages import Answer, Submission
 from qlora_worker.queue import TROUBLE, Received, Requests
 
@@ -61,7 +62,9 @@ class Desk:
         except OSError as error:
             self.reply(received, Answer.refused(refused_by_system(error)))
         except Exception as error:  # noqa: BLE001  # whoever asked must not wait for an answer that never comes
-            self._log.emit("internal.error", doing=f"carrying out {request.kind}", error=_named(error))
+            self._log.emit(
+                "internal.error", doing=f"carrying out {request.kind}", error=f"{type(error).__name__}: {error}"
+            )
             self.reply(received, Answer.refused(QloradError(f"The daemon cannot {request.kind} this: a bug in it.")))
 
     def reply(self, received: Received, answer: Answer) -> None:
@@ -76,7 +79,7 @@ class Desk:
         try:
             self._requests.answer(answers)
         except TROUBLE as error:
-            self._health.failed(_named(error))
+            self._health.failed(in_words(error))
             self._forgotten()
             return
         self._answered(received.entry for received, _ in answers)
@@ -89,7 +92,3 @@ def _not_understood(problem: str) -> JobRejected:
         f"The request cannot be understood: {problem}.",
         remedy="Use a client of the daemon's version (`qlora --version`, `qlorad --version`).",
     )
-
-
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

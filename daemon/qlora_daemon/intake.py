@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable
 
 from qlora_daemon.mail import Asked, Post, QueueFailed
+from qlora_worker.connection import in_words
 from qlora_worker.queue import FIRST, TROUBLE, Received, Requests, just_before
 
 BLOCK_SECONDS = 5.0
@@ -57,7 +58,7 @@ class Intake(threading.Thread):
                     for received in self._requests.receive(BLOCK_SECONDS if self._left_after is None else SOON_SECONDS):
                         self._tell_or_leave(received)
             except TROUBLE as error:
-                self._tell(QueueFailed(f"{type(error).__name__}: {error}"))
+                self._tell(QueueFailed(in_words(error)))
                 self._stopped.wait(AGAIN_SECONDS)
 
     def _tell_again(self) -> None:

@@ -18,7 +18,7 @@ from qlora_daemon.training_processes import training_processes
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import Home
 from qlora_worker import contents
-from qlora_worker.connection import Keys
+from qlora_worker.connection import Keys, in_words
 from qlora_worker.queue import TROUBLE
 
 EVERY_SECONDS = 60.0
@@ -84,7 +84,7 @@ class Reconciler:
         try:
             found = contents.read_contents(self._connection, self._keys)
         except TROUBLE as error:
-            self._health.failed(f"{type(error).__name__}: {error}")
+            self._health.failed(in_words(error))
             return None
 
         def attempts(names: tuple[str, ...] | frozenset[str]) -> dict[str, Attempt | None]:
@@ -98,7 +98,7 @@ class Reconciler:
             self._carry_out(finding)
         except TROUBLE as error:  # the next look finds it again
             if finding.answer in (Answer.FORGET_ATTEMPT, Answer.FORGET_WORKER):
-                self._health.failed(f"{type(error).__name__}: {error}")
+                self._health.failed(in_words(error))
                 return
             raise
         log = self._log.bind(job=finding.job) if finding.job else self._log

@@ -16,6 +16,7 @@ from qlora_engine.job.events import EventLog
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.states import State
 from qlora_engine.job.turn import standing
+from qlora_worker.connection import in_words
 from qlora_worker.queue import TROUBLE
 
 
@@ -76,7 +77,7 @@ class Scheduler:
             try:
                 self._runner.dispatch(job, worker)
             except TROUBLE as error:
-                self._health.failed(f"{type(error).__name__}: {error}")
+                self._health.failed(in_words(error))
 
     def _conditions(self, *, gpu_free: bool) -> Conditions:
         return Conditions(

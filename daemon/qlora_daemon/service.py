@@ -53,7 +53,7 @@ from qlora_engine.job.formats import NewerFormat
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.service_status import ServiceStatus
 from qlora_engine.job.states import State
-from qlora_worker.connection import connect, keys_of
+from qlora_worker.connection import connect, in_words, keys_of
 from qlora_worker.queue import TROUBLE, JobQueue, Requests
 from qlora_worker.settings import Settings, unknown_variables
 
@@ -217,7 +217,7 @@ class Service:
         try:
             self._queue.clear()  # disk is the truth; whatever an earlier daemon had offered is outdated
         except TROUBLE as error:
-            self._health.failed(f"{type(error).__name__}: {error}")  # it is probed, and this is done, again
+            self._health.failed(in_words(error))  # it is probed, and this is done, again
             return
         self._was_up = True
         self._intake.start()

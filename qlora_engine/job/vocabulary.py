@@ -66,7 +66,9 @@ EVENTS: dict[str, EventType] = {
         "A child process lives and does nothing; it is killed and started again.", _CHILD, "warning"
     ),
     "child.output": EventType("A child process printed a line.", {"child": "which", "line": "the text"}, "debug"),
-    "queue.unreachable": EventType("Redis does not answer.", {"reason": "what the connection says"}, "warning"),
+    "queue.unreachable": EventType(
+        "Redis does not answer.", {"reason": "what is wrong, without its address"}, "warning"
+    ),
     "queue.damaged": EventType(
         "The embedded server could not read its file and starts empty; the run folders say what is to be done.",
         _FILE | {"moved_to": "where it lies now"},

@@ -103,7 +103,7 @@ def test_answers_that_cannot_be_sent_are_asked_for_again() -> None:
     office = Office(away=True)
     office.carry_out(CANCEL, OSError(28, "No space left on device"))
     assert (office.answered, office.forgotten) == ([], 1)
-    assert office.health.reasons == ["TimeoutError: too slow"]
+    assert office.health.reasons == ["no answer in time"]
     office.stream.away = False
     office.desk.send()
     assert office.stream.answers == []

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from qlora_daemon import intake as module
 from qlora_daemon.intake import PAGE, Intake
@@ -162,6 +164,20 @@ def test_what_the_owner_forgot_to_answer_is_told_again(server: Server) -> None:
         owner.answer(1)
         owner.intake.forgotten()
         wait_until("they are told again", lambda: [owner.keys.count(key) for key in asked] == [1, 2, 2])
+
+
+def test_a_server_that_is_away_is_told_of_without_its_address(server: Server) -> None:
+    """The owner puts it into the log."""
+    away: list[Message] = []
+    with Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0)) as nowhere:
+        intake = Intake(Requests(nowhere, server[1]), away.append)
+        intake.start()
+        try:
+            wait_until("it has noticed", lambda: away)
+        finally:
+            intake.stop()
+            intake.join()
+    assert away[0] == QueueFailed("no connection: Connection refused")
 
 
 @pytest.mark.usefixtures("room_for_five")

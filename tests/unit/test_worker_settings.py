@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MovedError, RedisError
 
 from qlora_engine.job.errors import BadSetting
-from qlora_worker.connection import Keys, check_socket, connect, home_id
+from qlora_worker.__main__ import _log_as_events
+from qlora_worker.connection import Keys, check_socket, connect, home_id, in_words
 from qlora_worker.settings import SECRET, Settings, is_public, unknown_variables
 
 
@@ -46,6 +50,66 @@ def test_another_machine_in_the_clear_must_be_wanted(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("QLORAD_REDIS_URL", "http://10.0.0.5")
     with pytest.raises(BadSetting):
         Settings.read()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:abc@s3cr/et@127.0.0.1:6379/0",
+        "redis://:p@s3cr#et@127.0.0.1:6379/0",
+        "redis://me:s3cr?et@127.0.0.1/0",
+        "redis://:1#s3cr@127.0.0.1/0",
+        "redis://:1?s3cr@127.0.0.1/0",
+        "s3cr://et@127.0.0.1",
+    ],
+)
+def test_a_password_that_is_not_encoded_is_not_shown_in_part(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """What then stands where the host should be is a piece of it, and may be a machine of somebody else."""
+    monkeypatch.setenv("QLORAD_REDIS_URL", url)
+    with pytest.raises(BadSetting) as caught:
+        Settings.read()
+    assert "s3cr" not in str(caught.value)
+    assert ("%40" in str(caught.value)) is url.startswith("redis")
+
+
+@pytest.mark.parametrize(
+    "url", ["redis:///0?host=example.org", "redis://127.0.0.1/0?port=7", "redis:///0?ho%73t=example.org"]
+)
+def test_a_host_among_the_options_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """The library goes there, in the clear, though the address seems to be of this machine."""
+    monkeypatch.setenv("QLORAD_REDIS_URL", url)
+    with pytest.raises(BadSetting, match="behind its `\\?`"):
+        Settings.read()
+
+
+def test_what_is_wrong_with_a_server_is_said_without_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log is kept for months and sent to others."""
+    monkeypatch.setenv("QLORAD_REDIS_URL", "rediss://:secret@127.0.0.1:1/0")
+    with pytest.raises(RedisError, match=r"127\.0\.0\.1") as caught, connect(Settings.read(), timeout=1) as connection:
+        connection.ping()
+    assert in_words(caught.value) == "no connection: Connection refused"
+    said = [
+        in_words(error)
+        for error in (MovedError("3999 10.0.0.5:6381"), ConnectionError("10.0.0.5"), OSError("10.0.0.5"))
+    ]
+    assert not [words for words in said if "10.0.0.5" in words]
+
+
+def test_what_a_library_logs_of_redis_has_no_address_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """RQ logs its trouble, and the daemon keeps what it logs."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        _log_as_events()
+        log = logging.getLogger("rq.worker")
+        log.error("could not connect: %s in %d", RedisConnectionError("Error 111 connecting to vault.corp:6399"), 2)
+        log.error("an unhandled exception", exc_info=RedisConnectionError("Error 111 connecting to vault.corp:6399"))
+    finally:
+        root.handlers[:] = before[0]
+        root.setLevel(before[1])
+    said = capsys.readouterr().err
+    assert "could not connect: no connection in 2" in said
+    assert "vault" not in said
 
 
 def test_options_of_the_address_that_there_are_not_are_refused_without_showing_it(

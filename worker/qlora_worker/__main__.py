@@ -9,8 +9,11 @@ import signal
 import sys
 import threading
 
+from redis.exceptions import RedisError
+
 from qlora_engine.job.errors import QloradError
 from qlora_engine.job.events import Event, EventLog, to_line
+from qlora_worker.connection import in_words
 from qlora_worker.settings import Settings
 from qlora_worker.training import TASK_MODULE
 from qlora_worker.worker import TrainingWorker
@@ -55,9 +58,12 @@ def _log_as_events() -> None:
 
     class Relay(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            if isinstance(record.args, tuple):  # RQ logs its trouble with Redis, which names host and port
+                record.args = tuple(in_words(one) if isinstance(one, RedisError) else one for one in record.args)
             message = record.getMessage()
             if record.exc_info and record.exc_info[1]:
-                message += f" ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"
+                error = record.exc_info[1]
+                message += f" ({type(error).__name__}: {in_words(error) if isinstance(error, RedisError) else error})"
             log.emit("library.log", logger=record.name, message=message)
 
     logging.basicConfig(handlers=[Relay()], level=logging.WARNING, force=True)

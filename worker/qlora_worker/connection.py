@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
+import ssl
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import AskError, AuthenticationError, NoPermissionError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeout
 from redis.retry import Retry
 
 from qlora_engine.job import durable
 from qlora_engine.job.errors import BadSetting
 from qlora_engine.job.folder import Home
+from qlora_engine.job.text import plain
 from qlora_worker.settings import Settings
 
 SOCKET_BYTES = 103  # sun_path holds 104 bytes with its final NUL on macOS, 108 on Linux
@@ -74,6 +79,33 @@ def connect(settings: Settings, *, timeout: float, retries: int = 0) -> Redis:
         socket_connect_timeout=min(timeout, 5.0),
         retry=retry,
     )
+
+
+def in_words(error: Exception) -> str:
+    """What is wrong with the server, without its address, which the library's own text holds.
+
+    Args:
+        error: of the library, or of the system.
+    """
+    if isinstance(error, AuthenticationError | NoPermissionError):
+        return "it refuses the user or the password"
+    if isinstance(error, AskError):  # its text is where another server is
+        return "it is one of a cluster"
+    if isinstance(error, ResponseError):
+        return plain(error, 120).rstrip(".")
+    if isinstance(error, RedisTimeout | TimeoutError):
+        return "no answer in time"
+    return _no_connection(error if isinstance(error, OSError) else error.__context__)
+
+
+def _no_connection(cause: BaseException | None) -> str:
+    if isinstance(cause, ssl.SSLError):
+        return "no connection: TLS fails"
+    if isinstance(cause, socket.gaierror):
+        return "no connection: there is no machine of that name"
+    if isinstance(cause, OSError) and cause.errno:
+        return f"no connection: {os.strerror(cause.errno)}"
+    return "no connection"
 
 
 def check_socket(path: Path) -> Path:

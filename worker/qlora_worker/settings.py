@@ -6,7 +6,7 @@ import difflib
 import ipaddress
 from collections.abc import Mapping
 from typing import Literal, Self, get_args
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
@@ -16,6 +16,7 @@ from qlora_engine.job.hours import Hours
 from qlora_engine.settings import EngineSettings
 
 PREFIX = "QLORAD_"
+ENCODE = "Characters such as @ / # ? : of a password are percent-encoded in it: %40 %2F %23 %3F %3A."
 NOTICES = ("done", "failed", "held", "stalled")
 
 
@@ -138,10 +139,12 @@ def is_public(name: str) -> bool:
 def check_redis_url(url: str, *, insecure: bool = False) -> None:
     """Refuse a Redis that would carry jobs and its password over a network unencrypted.
 
-    The message never shows the address, which may hold a password. `insecure` allows plain TCP all the same.
+    The message shows no part of the address: with a password that is not written as it must be in one, any part may
+    be of that. `insecure` allows plain TCP all the same.
 
     Raises:
-        BadSetting: the scheme is unknown, or plain TCP leads to another machine.
+        BadSetting: it is no address of a Redis, it names the server anew behind its `?`, or plain TCP leads to another
+            machine.
     """
     name = f"{PREFIX}REDIS_URL"
     try:
@@ -150,20 +153,29 @@ def check_redis_url(url: str, *, insecure: bool = False) -> None:
         _ = parts.port
     except ValueError:
         raise BadSetting(
-            f"{name} is not an address.", where=name, remedy="Write it as rediss://user:password@host:6379/0."
+            f"{name} is not an address.", where=name, remedy=f"Write it as rediss://user:password@host:6379/0. {ENCODE}"
         ) from None
-    if parts.scheme not in ("redis", "rediss", "unix"):
+    if not url.startswith(("redis://", "rediss://", "unix://")):
         raise BadSetting(
-            f"{name} begins with `{parts.scheme}:`, which is not a Redis address.",
+            f"{name} does not begin as the address of a Redis does.",
             where=name,
             remedy="Begin it with rediss:// (TLS), redis:// (this machine only) or unix://.",
         )
+    options = parse_qs(parts.query, keep_blank_values=True)
+    if parts.scheme != "unix" and ("@" in parts.path + parts.fragment or any("@" in option for option in options)):
+        raise BadSetting(f"{name} has an @ behind the host.", where=name, remedy=ENCODE)
+    if not options.keys().isdisjoint(("host", "port")):
+        raise BadSetting(
+            f"{name} has `host` or `port` behind its `?`.",
+            where=name,
+            remedy="Write them before it, as in rediss://user:password@host:6379/0.",
+        )
     if parts.scheme == "redis" and not insecure and not _is_loopback(host):
         raise BadSetting(
-            f"{name} leads to {host or 'another machine'} without encryption.",
+            f"{name} leads to another machine without encryption.",
             where=name,
             remedy=f"Use rediss:// (TLS), or a server on this machine. On a network that is private by itself, "
-            f"such as a VPN: {PREFIX}REDIS_INSECURE=1.",
+            f"such as a VPN: {PREFIX}REDIS_INSECURE=1.{f' {ENCODE}' if '@' in parts.query else ''}",
         )
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redis import Redis
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeout
 
 from qlora_client.doctor.finding import Verdict, error, ok, warning
 from qlora_client.doctor.machine import Machine
@@ -15,7 +16,7 @@ from qlora_client.doctor.topic import Topic
 from qlora_engine.host.program import run
 from qlora_engine.job.errors import ProgramFailed
 from qlora_engine.job.text import plain
-from qlora_worker.connection import SOCKET_BYTES, connect
+from qlora_worker.connection import SOCKET_BYTES, connect, in_words
 
 SECONDS = 2.0
 OLDEST = 7  # of Redis, whose streams and commands are used; Valkey began with 7.2
@@ -155,12 +156,8 @@ def _ask(connection: Redis) -> Server:
 
 
 def _why(problem: RedisError | OSError) -> str:
-    """In words that hold neither the address nor the password in it."""
-    if isinstance(problem, AuthenticationError | NoPermissionError):
-        return "it refuses the user or the password"
-    if isinstance(problem, ResponseError):
-        return plain(problem, 120).rstrip(".")
-    return {"TimeoutError": f"no answer within {SECONDS:g} s"}.get(type(problem).__name__, "no connection")
+    is_late = isinstance(problem, RedisTimeout | TimeoutError)
+    return f"no answer within {SECONDS:g} s" if is_late else in_words(problem)
 
 
 TOPIC = Topic(
