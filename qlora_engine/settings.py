@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from qlora_engine.job.errors import BadSetting
-from qlora_engine.job.folder import Home
+from qlora_engine.job.folder import USUAL_HOME, Home, absolute
 
 
 class EngineSettings(BaseSettings):
@@ -17,7 +17,7 @@ class EngineSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="QLORAD_", extra="ignore", frozen=True)
 
-    home: Path = Field(default=Path("~/qlora"), description="jobs, runs, models and logs")
+    home: Path = Field(default=USUAL_HOME, description="jobs, runs, models and logs")
     gpu_lock: Path = Field(
         default=Path("~/.cache/qlorad/gpu.lock"),  # no host name in it: a Mac's changes with the network
         description="the lock that every use of the GPU takes; one per machine and user",
@@ -41,6 +41,14 @@ class EngineSettings(BaseSettings):
     )
     keep_awake: bool = Field(default=True, description="keep the machine from sleeping by itself while a job trains")
     report: bool = Field(default=True, description="write report.html when a run has ended")
+
+    @field_validator("home", "gpu_lock", mode="before")
+    @classmethod
+    def _are_absolute(cls, value: Any, about: ValidationInfo) -> Any:  # whatever a caller gives
+        """A compose file that passes an unset variable on gives an empty one, which would be the current folder."""
+        if isinstance(value, str) and not value.strip():
+            value = cls.model_fields[about.field_name or ""].default
+        return absolute(value) if isinstance(value, str | Path) else value
 
     @classmethod
     def read(cls) -> Self:

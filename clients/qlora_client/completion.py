@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from qlora_client.home import plain_home
+from qlora_engine.job.errors import BadSetting
 from qlora_engine.job.folder import JOB_ID, NAME_AT
 
 MOST = 100  # more than a person reads; the newest
@@ -18,10 +19,10 @@ def job_ids(incomplete: str) -> list[str]:
 
     A name is offered where it is as good as the id: no other id contains it, or no other name begins with it.
     """
-    runs = plain_home().runs
     try:
+        runs = plain_home().runs
         names = os.listdir(runs)  # noqa: PTH208  # Path objects for 10,000 entries cost more
-    except OSError:
+    except (OSError, BadSetting):
         return []  # a shell that completes has no place for an error
     ids = sorted((name for name in names if JOB_ID.fullmatch(name)), reverse=True)
     if begin := [job_id for job_id in ids if job_id.startswith(incomplete)]:
@@ -67,7 +68,7 @@ def models(incomplete: str) -> list[str]:
     """Models of this home that begin with what was typed; where none does, the shell offers files."""
     try:
         names = sorted(os.listdir(plain_home().models))  # noqa: PTH208  # as above
-    except OSError:
+    except (OSError, BadSetting):
         return []
     return [name for name in names if not name.startswith(".") and name.startswith(incomplete)]
 

@@ -174,7 +174,8 @@ def _home(user: str | None) -> Home:
     # What root steers by sudo is the service of who called it; whom `sudo -u` makes somebody else steers their own.
     called = os.environ.get("SUDO_USER") if os.geteuid() == 0 else None
     theirs = home_of(user or called)
-    return Home(theirs) if theirs is not None and "QLORAD_HOME" not in os.environ else Settings.read().folders
+    is_named = bool(os.environ.get("QLORAD_HOME", "").strip())
+    return Home(theirs) if theirs is not None and not is_named else Settings.read().folders
 
 
 def _confirm(question: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from qlora_engine.job.folder import JOB_ID, Home
+from qlora_engine.job.folder import JOB_ID, USUAL_HOME, Home
 
 
 def training_processes(home: Home) -> dict[int, tuple[str, int]]:
@@ -40,10 +40,13 @@ def _home_of(process: psutil.Process) -> Path | None:
     """
     try:
         environment = process.environ()
-    except psutil.Error:
+        if not environment:
+            return None
+        named = environment.get("QLORAD_HOME", "")
+        if not named.strip():
+            named = str(USUAL_HOME)
+        theirs = environment.get("HOME")
+        path = Path(f"{theirs}{named[1:]}" if theirs and named.startswith("~/") else named).expanduser()
+        return path if path.is_absolute() else Path(process.cwd(), path)
+    except (psutil.Error, RuntimeError):  # the latter of a `~user` whom there is not
         return None
-    if not environment:
-        return None
-    named = environment.get("QLORAD_HOME") or "~/qlora"
-    theirs = environment.get("HOME")
-    return Path(f"{theirs}{named[1:]}" if theirs and named.startswith("~/") else named).expanduser()

@@ -17,6 +17,19 @@ JOB_ID = re.compile(r"\d{8}-\d{6}-[a-z0-9][a-z0-9-]{0,63}")
 _LONGEST_ID = 80  # characters, as above
 GROUP_NAME = 30  # characters of a sweep's name in its id, which leaves room for what its jobs have of their own
 APPEARING = ".group-"
+USUAL_HOME = Path("~/qlora")
+
+
+def absolute(named: Path | str) -> Path:
+    """The path from the root, with `~` and `~user` expanded.
+
+    Raises:
+        ValueError: there is no such user, or nobody knows the home of this one.
+    """
+    try:
+        return Path(named).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"nobody knows whose home the ~ in {str(named)!r:.80} is") from None
 
 
 @dataclass(frozen=True)

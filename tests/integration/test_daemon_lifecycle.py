@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from qlora_daemon.training_processes import training_processes
 from qlora_engine.job.states import State
 from support.service import Daemon, daemon_in, wait_until
 
@@ -67,6 +68,18 @@ def test_the_socket_is_for_this_user_only(shared: Daemon) -> None:
     """Whoever can reach the queue can start trainings."""
     assert shared.home.state.stat().st_mode & 0o777 == 0o700
     assert shared.home.socket.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_home_that_is_named_from_the_current_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What trains for it is found by the home in its environment, wherever the next daemon is started."""
+    monkeypatch.chdir(home.parent)
+    with daemon_in(home, environment={"QLORAD_HOME": home.name}) as daemon:
+        daemon.start()
+        daemon.drop("job.yaml", daemon.text(iters=200))
+        job = daemon.wait_for_state("job", State.RUNNING)
+        training = daemon.training(job.id)
+        assert training.environ()["QLORAD_HOME"] == str(home)
+        assert training_processes(daemon.home) == {training.pid: (job.id, 1)}
 
 
 def test_a_setting_that_is_none_is_named(home: Path) -> None:

@@ -70,6 +70,33 @@ def test_a_training_process_belongs_to_the_home_of_its_own_environment(tmp_path:
         process.communicate()
 
 
+@pytest.mark.parametrize(
+    ("named", "there"), [("rel", "rel"), ("", "user/qlora"), (" ", "user/qlora"), ("~nosuchuser/q", None)]
+)
+def test_a_training_process_is_found_however_its_home_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, there: str | None
+) -> None:
+    """One that is missed goes on after its job was given to another."""
+    attempt = ("20250101-000000-theirs", 1)
+    program = "import sys; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "-m", "qlora_worker.task", attempt[0], "1", "--parent-fd", "0"],
+        env={**os.environ, "HOME": str(tmp_path / "user"), "QLORAD_HOME": named},
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = [
+            path
+            for path in ("rel", "user/qlora")
+            if training_processes(Home(tmp_path / path)) == {process.pid: attempt}
+        ]
+        process.communicate()
+    assert found == ([there] if there else [])
+
+
 class Closed(io.StringIO):
     """A terminal whose window was closed."""
 

@@ -9,6 +9,9 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MovedError, RedisError
 
+from qlora_client.completion import job_ids, models
+from qlora_client.doctor.machine import this_machine
+from qlora_client.home import plain_home
 from qlora_engine.job.errors import BadSetting
 from qlora_worker.__main__ import _log_as_events
 from qlora_worker.connection import Keys, check_socket, connect, home_id, in_words
@@ -140,6 +143,38 @@ def test_a_bad_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("QLORAD_SETTLE_SECONDS", "soon")
     with pytest.raises(BadSetting, match="QLORAD_SETTLE_SECONDS"):
         Settings.read()
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_path_means_the_usual_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty: str) -> None:
+    """It would be the current folder, and what is deleted with the home is all that lies there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("QLORAD_HOME", empty)
+    monkeypatch.setenv("QLORAD_GPU_LOCK", empty)
+    settings = Settings.read()
+    assert settings.home == settings.folders.path == plain_home().path == tmp_path / "qlora"
+    assert settings.gpu_lock_path == tmp_path / ".cache/qlorad/gpu.lock"
+    monkeypatch.setenv("QLORAD_POWER", "solar")
+    assert this_machine().home.path == tmp_path / "qlora"
+
+
+def test_a_path_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A program that changes its folder would look for another home."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for named in ("rel", "./rel", "~/rel"):
+        monkeypatch.setenv("QLORAD_HOME", named)
+        assert Settings.read().home == plain_home().path == tmp_path / "rel"
+
+
+def test_the_home_of_nobody_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a wrong value, no bug; the doctor and a shell that completes go on."""
+    monkeypatch.setenv("QLORAD_HOME", "~nosuchuser/q")
+    for read in (Settings.read, plain_home):
+        with pytest.raises(BadSetting, match=r"QLORAD_HOME cannot be used: .*nosuchuser"):
+            read()
+    assert isinstance(this_machine().problem, BadSetting)
+    assert (job_ids(""), models("")) == ([], [])
 
 
 def test_variables_that_are_no_settings_are_found_with_the_one_that_was_meant() -> None:

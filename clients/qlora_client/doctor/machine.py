@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from qlora_client.home import plain_home
 from qlora_engine.job.errors import BadSetting
-from qlora_engine.job.folder import Home
+from qlora_engine.job.folder import USUAL_HOME, Home
 from qlora_worker.settings import Settings
 
 System = Literal["macos", "linux"]
@@ -52,6 +53,12 @@ def this_machine(platform: str = sys.platform) -> Machine:
         settings = Settings.read()
     except BadSetting as error:
         problem = error
-        home = Path(os.environ.get("QLORAD_HOME") or "~/qlora")
-        settings = Settings.model_construct(home=home)  # the defaults: the environment is what cannot be used
+        settings = Settings.model_construct(home=_home())  # the defaults: the environment is what cannot be used
     return Machine(system, settings, problem, dict(os.environ), Path.home())
+
+
+def _home() -> Path:
+    try:
+        return plain_home().path
+    except BadSetting:  # the home is what cannot be used
+        return USUAL_HOME
