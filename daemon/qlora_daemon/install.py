@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qlora_engine.host.installed import MANAGERS, manager_here, manager_of
 from qlora_engine.host.polling import comes_true
@@ -16,7 +17,7 @@ from qlora_engine.host.service import STOP_SECONDS, ServiceManager, define, labe
 from qlora_engine.job import durable
 from qlora_engine.job.errors import DaemonUnavailable, NotAllowed, QloradError, ServiceMissing
 from qlora_engine.job.folder import Home
-from qlora_engine.job.lock import holder_of
+from qlora_engine.job.lock import LockHeld, acquire, holder_of
 from qlora_engine.job.service_status import ServiceStatus
 from qlora_engine.job.standing import standing
 from qlora_worker.settings import KNOWN, PREFIX, SECRET
@@ -116,9 +117,30 @@ class Service:
         self.manager.start()
         self.wait_until_it_answers()
 
-    def uninstall(self) -> None:
-        """Stop it in order and remove its file; jobs, runs and models stay."""
+    def uninstall(self, *, delete_home: bool = False) -> None:
+        """Stop it in order and remove its file; jobs, runs and models stay.
+
+        Args:
+            delete_home: they do not.
+
+        Raises:
+            DaemonUnavailable: the home is to be deleted, and a daemon that is not the service's serves it.
+        """
+        if delete_home:
+            self._refuse_another(self.manager.state().pid)
         self.manager.unload()
+        if not delete_home:
+            self._remove_file()
+            return
+        try:
+            held = acquire(self.home.daemon_lock, {"pid": os.getpid()}, wait=STOP_SECONDS)
+        except LockHeld as taken:  # one was started after the look above
+            raise self._another(taken.holder) from None
+        with held:  # no daemon begins in a home that goes away
+            self._remove_file()
+            _delete(self.home)
+
+    def _remove_file(self) -> None:
         self.manager.file.unlink(missing_ok=True)
         self.say(f"Removed {self.manager.file}")
 
@@ -169,11 +191,13 @@ class Service:
     def _refuse_another(self, ours: int | None) -> None:
         """A daemon in a terminal would keep the service from starting."""
         holder = holder_of(self.home.daemon_lock)
-        if holder is None or holder.get("pid") == ours:
-            return
+        if holder is not None and holder.get("pid") != ours:
+            raise self._another(holder)
+
+    def _another(self, holder: Mapping[str, Any]) -> DaemonUnavailable:
         status = ServiceStatus.load(self.home.status)
         since = f" since {status.started:%Y-%m-%d %H:%M}" if status and status.pid == holder.get("pid") else ""
-        raise DaemonUnavailable(
+        return DaemonUnavailable(
             f"Another daemon serves this home{since} (process {holder.get('pid', 'unknown')}).",
             where=str(self.home.path),
             remedy="Stop it first: Ctrl-C in its terminal. A job that trains is saved and goes on afterwards.",
@@ -185,6 +209,21 @@ class Service:
                    self.home.runs, self.home.logs, self.home.state)  # fmt: skip
         for folder in folders:
             shutil.chown(folder, user)
+
+
+def _delete(home: Home) -> None:
+    """The lock goes last: until then a daemon that is started finds it taken."""
+    path = home.path.resolve()  # it may be a link to another disk
+    for entry in path.iterdir():
+        if entry.name == home.state.name:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    shutil.rmtree(path)
+    if home.path.is_symlink():
+        home.path.unlink()
 
 
 def settings_in_force(environment: Mapping[str, str]) -> dict[str, str]:

@@ -65,10 +65,9 @@ def uninstall(
 ) -> None:
     """Stop the service and remove it.
 
-    Runs, models and logs stay unless told.
+    Runs, models and logs stay unless told; a daemon that runs in a terminal must be stopped before they are deleted.
     """
     import json
-    import shutil
 
     from qlora_daemon.install import Service
 
@@ -76,9 +75,7 @@ def uninstall(
     service = Service.installed(home, _teller(as_json=as_json))
     if delete_home and not yes:
         _confirm(f"Delete {home.path} with every run, adapter and model in it?")
-    service.uninstall()
-    if delete_home:
-        shutil.rmtree(home.path)
+    service.uninstall(delete_home=delete_home)
     if as_json:
         typer.echo(json.dumps({"home": str(home.path), "deleted": delete_home}, indent=2))
     elif delete_home:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from qlora_engine.host.launchctl import Launchd
 from qlora_engine.host.service import define, label_of
 from qlora_engine.job.errors import Exit
 from qlora_engine.job.folder import Home
-from qlora_engine.job.lock import held
+from qlora_engine.job.lock import HeldLock, acquire, held, holder_of
 from support import recorded
 
 COMMANDS = ("install", "uninstall", "status", "start", "stop", "restart")
@@ -173,6 +174,67 @@ def test_no_password_is_printed(
         printed += capsys.readouterr().out
     assert printed.count("QLORAD_NOTIFY") == 3
     assert "hush" not in printed
+
+
+def test_a_home_is_not_deleted_under_a_daemon(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that was started in a terminal may be training; launchd knows nothing of it."""
+    file = installed(home, {}, monkeypatch, tmp_path)
+    home.make()
+    (home.runs / "precious").mkdir()
+    with held(home.daemon_lock, {"pid": 4117}):
+        said = errors(capsys, run("uninstall", "--delete-home", "--yes"), Exit.UNAVAILABLE)
+    assert "process 4117" in said
+    assert "Ctrl-C" in said
+    assert file.exists()
+    assert (home.runs / "precious").exists()
+
+
+def test_a_home_is_not_deleted_under_a_daemon_that_has_just_been_started(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between the look at the lock and the deletion the service is stopped, which takes up to two minutes."""
+    file = installed(home, {}, monkeypatch, tmp_path)
+    home.make()
+    monkeypatch.setattr(install, "STOP_SECONDS", 0.1)
+    started: list[HeldLock] = []
+    monkeypatch.setattr(Launchd, "unload", lambda _: started.append(acquire(home.daemon_lock, {"pid": 4117})))
+    try:
+        said = errors(capsys, run("uninstall", "--delete-home", "--yes"), Exit.UNAVAILABLE)
+    finally:
+        started.pop().release()
+    assert "process 4117" in said
+    assert file.exists()
+    assert home.runs.exists()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_no_daemon_begins_in_a_home_that_is_being_deleted(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, linked: bool
+) -> None:
+    """It would take jobs into folders that go away."""
+    if linked:
+        (tmp_path / "disk").mkdir()
+        home.path.symlink_to(tmp_path / "disk")
+    file = installed(home, {}, monkeypatch, tmp_path)
+    home.make()
+    (home.runs / "old").mkdir()
+    (home.path / "elsewhere").symlink_to(tmp_path)
+    holders: list[object] = []
+    rmtree = shutil.rmtree
+
+    def watched(path: Path) -> None:
+        holders.append(holder_of(home.daemon_lock))
+        rmtree(path)
+
+    monkeypatch.setattr("shutil.rmtree", watched)
+    assert run("uninstall", "--delete-home", "--yes") == 0
+    assert holders
+    assert all(holder == {"pid": os.getpid()} for holder in holders)
+    left = [path for path in (file, home.path, tmp_path / "disk") if path.exists() or path.is_symlink()]
+    assert left == []
+    assert tmp_path.exists()
 
 
 def test_a_second_daemon(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
