@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from numpy.typing import NDArray
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
 from qlora_engine.job.datafiles import DataFormat
 from qlora_engine.job.errors import DataRejected
 from qlora_engine.job.spec import JobSpec
 
-ENCODING = 1  # part of the key of kept tokens: raise it whenever this file makes other tokens or targets of a row
+ENCODING = 2  # part of the key of kept tokens: raise it whenever this file makes other tokens or targets of a row
 DECIDES = ("prompt_feature", "completion_feature", "chat_feature", "text_feature", "mask_prompt")  # keys of a job
 TOGETHER = 128  # rows whose texts are tokenized in one call, on all cores
 
@@ -80,7 +81,7 @@ def _encode(
     rows: Sequence[Mapping[str, Any]], kind: DataFormat, spec: JobSpec, tokenizer: TokenizerWrapper
 ) -> list[Encoded]:
     if kind is DataFormat.TEXT:
-        texts = _tokens(tokenizer, [row[spec.text_feature] for row in rows], special=True)
+        texts = _tokens(tokenizer, [row[spec.text_feature] for row in rows])
         found = [Encoded(tokens, np.ones(len(tokens), np.bool_)) for tokens in map(_ended(tokenizer), texts)]
     else:
         chats = [_Chat.of(row, kind, spec) for row in rows]
@@ -112,7 +113,8 @@ class _Chat(NamedTuple):
 
     A turn is found by rendering the conversation up to its start and up to its end. Some templates rewrite
     earlier turns (they drop thinking blocks, say); where the part is then no prefix of the whole, an earlier
-    turn is not a target, and the last one counts from where the renderings part.
+    turn is not a target, and the last one counts from where the renderings part. A token that has characters
+    on both sides of a turn's border is a target.
     """
 
     messages: Conversation
@@ -137,21 +139,19 @@ class _Chat(NamedTuple):
                     parts.append(_Part(index + 1, generation=False))
         return cls(messages, row.get("tools"), spec.mask_prompt, parts)
 
-    def encoded(self, rendered: Sequence[list[int]]) -> Encoded:
-        """Its tokens and targets, from the tokens of its parts."""
-        tokens, prefixes = rendered[0], iter(rendered[1:])
+    def encoded(self, rendered: Sequence[_Rendered]) -> Encoded:
+        """Its tokens and targets, from its parts."""
+        whole, prefixes = rendered[0], iter(rendered[1:])
+        tokens = whole.tokens
         if not self.masked:
             return Encoded(tokens, np.ones(len(tokens), np.bool_))
         supervised = np.zeros(len(tokens), np.bool_)
         for index in _answers(self.messages):
             before = next(prefixes)
-            start = _common(tokens, before)
             if index == len(self.messages) - 1:
-                supervised[start:] = True
-                continue
-            through = next(prefixes)
-            if start == len(before) and _common(tokens, through) == len(through):
-                supervised[start : len(through)] = True
+                supervised[_common(tokens, before.tokens) :] = True
+            else:
+                supervised[_between(whole, before, next(prefixes))] = True
         return Encoded(tokens, supervised)
 
 
@@ -159,8 +159,46 @@ def _answers(messages: Conversation) -> list[int]:
     return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def _renderings(chats: Sequence[_Chat], tokenizer: TokenizerWrapper) -> list[list[int]]:
-    """The tokens of every part of every conversation, one after the other; of no turns there are none."""
+class _Rendered(NamedTuple):
+    """A part of a conversation: its tokens, and where the tokenizer tells it, its text and what each token covers."""
+
+    tokens: list[int]
+    text: str | None = None
+    encoding: Encoding | None = None
+
+    def spans(self) -> NDArray[np.int64] | None:
+        """(T, 2): the characters that each token covers, without a gap; None where that is not known."""
+        if self.encoding is None:
+            return None
+        found = np.array(self.encoding.offsets, np.int64).reshape(-1, 2)
+        ends = np.maximum.accumulate(found[:, 1])
+        # Byte-level tokenizers may leave the space before a word out of its token's offsets: it is in no other's.
+        starts = np.minimum(found[:, 0], np.concatenate([[0], ends[:-1]]))
+        return np.stack([starts, ends], axis=1)
+
+
+def _between(whole: _Rendered, before: _Rendered, through: _Rendered) -> slice | NDArray[np.bool_]:
+    """Which tokens of the whole are of the turn between two of its prefixes; none where they are no prefixes.
+
+    Tokens may merge across a turn's border, or split otherwise when more text follows: then the tokens of a prefix do
+    not begin those of the whole, though its text begins the whole's.
+    """
+    start, end = len(before.tokens), len(through.tokens)
+    if whole.tokens[:end] == through.tokens and whole.tokens[:start] == before.tokens:
+        return slice(start, end)
+    if whole.text is None or before.text is None or through.text is None:
+        return slice(0)
+    if not (whole.text.startswith(before.text) and whole.text.startswith(through.text)):
+        return slice(0)
+    spans = whole.spans()
+    if spans is None:
+        return slice(0)
+    reached: NDArray[np.bool_] = (spans[:, 1] > len(before.text)) & (spans[:, 0] < len(through.text))
+    return reached
+
+
+def _renderings(chats: Sequence[_Chat], tokenizer: TokenizerWrapper) -> list[_Rendered]:
+    """Every part of every conversation, one after the other; of no turns there are no tokens."""
     wanted = [(chat, part) for chat in chats for part in chat.parts]
     text = _takes_many(tokenizer)
     rendered = [
@@ -174,8 +212,8 @@ def _renderings(chats: Sequence[_Chat], tokenizer: TokenizerWrapper) -> list[lis
         for chat, part in wanted
         if part.turns
     ]
-    found = iter(_tokens(tokenizer, rendered, special=False) if text else map(list, rendered))
-    return [next(found) if part.turns else [] for _, part in wanted]
+    found = _together(tokenizer, rendered) if text else (_Rendered(list(tokens)) for tokens in rendered)
+    return [next(found) if part.turns else _Rendered([], "") for _, part in wanted]
 
 
 def _takes_many(tokenizer: TokenizerWrapper) -> bool:
@@ -185,14 +223,23 @@ def _takes_many(tokenizer: TokenizerWrapper) -> bool:
     return issubclass(found, stock) and all(getattr(found, name) is getattr(stock, name) for name in names)
 
 
-def _tokens(tokenizer: TokenizerWrapper, texts: list[str], *, special: bool) -> list[list[int]]:
+def _tokens(tokenizer: TokenizerWrapper, texts: list[str]) -> list[list[int]]:
     if not _takes_many(tokenizer):
-        return [list(tokenizer.encode(text, add_special_tokens=special)) for text in texts]
-    many = tokenizer._tokenizer(
+        return [list(tokenizer.encode(text)) for text in texts]
+    found: list[list[int]] = _many(tokenizer, texts, special=True)["input_ids"]
+    return found
+
+
+def _together(tokenizer: TokenizerWrapper, texts: list[str]) -> Iterator[_Rendered]:
+    many = _many(tokenizer, texts, special=False) if texts else {"input_ids": []}
+    encodings = getattr(many, "encodings", None) or [None] * len(texts)
+    return map(_Rendered, many["input_ids"], texts, encodings)
+
+
+def _many(tokenizer: TokenizerWrapper, texts: list[str], *, special: bool) -> Any:  # transformers' BatchEncoding
+    return tokenizer._tokenizer(
         texts, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False
     )
-    found: list[list[int]] = many["input_ids"]
-    return found
 
 
 def _common(left: list[int], right: list[int]) -> int:

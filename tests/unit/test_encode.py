@@ -16,6 +16,7 @@ from qlora_engine.job.errors import DataRejected
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.training import encode
 from qlora_engine.training.encode import encode_rows
+from qlora_engine.training.gguf_tokenizer import PRE_TOKENIZERS
 from support import tiny
 
 ODD = [
@@ -89,6 +90,72 @@ def test_conversations_are_what_the_tokenizer_makes_of_each(
         assert tokens == list(tokenizer.apply_chat_template(chat["messages"], return_dict=False))
     monkeypatch.setattr(encode, "_takes_many", lambda _: False)
     assert encoded(chats, DataFormat.CHAT, tokenizer, mask_prompt=mask_prompt) == together
+
+
+INSTRUCTIONS = (
+    "{% for m in messages %}{% if m.role == 'user' %}### Instruction:\n{{ m.content }}\n\n"
+    "{% else %}### Response:\n{{ m.content }}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}### Response:\n{% endif %}"
+)
+
+
+def with_line_breaks(folder: Path, *, split: str = "gpt-2", template: str = tiny.CHAT_TEMPLATE) -> TokenizerWrapper:
+    """A tokenizer that makes one token of two line breaks, as most do, where its split leaves them together."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    tokenizer = made_of(folder, special=False)
+    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    plain.model = models.BPE(vocab={**plain.get_vocab(), "ĊĊ": len(plain.get_vocab())}, merges=[("Ċ", "Ċ")])
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    isolated = pre_tokenizers.Split(Regex(PRE_TOKENIZERS[split][0]), behavior="isolated")
+    plain.pre_tokenizer = pre_tokenizers.Sequence([isolated, level])
+    plain.save(str(folder / "tokenizer.json"))
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": template}))
+    tokenizer = load_tokenizer(folder)
+    assert encode._takes_many(tokenizer)
+    return tokenizer
+
+
+def learned(said: str, tokenizer: TokenizerWrapper) -> str:
+    """What is learned of two answers, of which the first is this one."""
+    turns = [("user", "q"), ("assistant", said), ("user", "r"), ("assistant", "last")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    ((tokens, supervised),) = encoded([row], DataFormat.CHAT, tokenizer, mask_prompt=True)
+    return str(tokenizer.decode([token for token, on in zip(tokens, supervised, strict=True) if on]))
+
+
+def test_an_answer_whose_first_token_merges_with_its_prompt_is_learned(tmp_path: Path) -> None:
+    """Every answer of the assistant is promised; the token across the border counts, as it does of the last one."""
+    tokenizer = with_line_breaks(tmp_path / "model", split="qwen2")
+    assert learned("first", tokenizer) == "first<|im_end|>\nlast<|im_end|>\n"
+    assert learned("\nfirst", tokenizer) == "\n\nfirst<|im_end|>\nlast<|im_end|>\n"
+
+
+def test_an_answer_whose_end_splits_otherwise_before_the_next_turn_is_learned(tmp_path: Path) -> None:
+    """With such a template no row's earlier answers were learned at all."""
+    tokenizer = with_line_breaks(tmp_path / "model", template=INSTRUCTIONS)
+    assert learned("first", tokenizer) == "first\n\nlast\n\n"
+    assert learned(" naïve 🦊", tokenizer) == " naïve 🦊\n\nlast\n\n"
+
+
+@pytest.mark.parametrize("trim", [False, True])
+def test_a_space_or_half_a_character_at_a_border_belongs_to_its_turn(tmp_path: Path, trim: bool) -> None:
+    """Byte-level tokenizers may leave spaces out of a token's offsets, and give parts of a character all of it."""
+    from tokenizers import processors
+
+    tokenizer = with_line_breaks(tmp_path / "model")
+    tokenizer._tokenizer._tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim)
+    # without an exact prefix of tokens, so that the offsets decide
+    whole = "### Instruction:\nq\n\n### Response: first 🦊### Instruction:\nr"
+    encoding = tokenizer._tokenizer._tokenizer.encode(whole, add_special_tokens=False)
+    found = encode._between(
+        encode._Rendered(encoding.ids, whole, encoding),
+        encode._Rendered([-1], whole[: whole.index(" first")]),
+        encode._Rendered([-1], whole[: whole.rindex("### Instruction")]),
+    )
+    ids = [token for token, on in zip(encoding.ids, found.tolist(), strict=True) if on]
+    assert tokenizer.decode(ids) == " first 🦊"
 
 
 def test_a_tokenizer_with_ways_of_its_own_is_asked_row_by_row(tmp_path: Path) -> None:

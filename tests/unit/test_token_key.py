@@ -54,5 +54,5 @@ def test_every_key_that_decides_tokens_changes_the_key(tmp_path: Path) -> None:
     assert {name for name in JobSpec.model_fields if name.endswith("_feature")} < set(DECIDES)
     found = {key_of(model), key_of(model, "2"), key_of(model, kind=DataFormat.TEXT)}
     found |= {key_of(model, **{name: value}) for name, value in values.items()}
-    found |= {replace(KEY, encoding=2).name, replace(KEY, versions={"transformers": "6"}).name, KEY.name}
+    found |= {replace(KEY, encoding=KEY.encoding + 1).name, replace(KEY, versions={"transformers": "6"}).name, KEY.name}
     assert len(found) == 3 + len(DECIDES) + 3
