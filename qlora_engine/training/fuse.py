@@ -10,10 +10,12 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlx.core as mx
+from mlx import nn
 from mlx.utils import tree_map, tree_unflatten
 from mlx_lm.utils import dequantize_model, save
 
@@ -28,7 +30,7 @@ from qlora_engine.training import export_gguf, memory
 from qlora_engine.training.best import save_best
 from qlora_engine.training.export_vocabulary import Metadata
 from qlora_engine.training.fused_model import add_to_models, write_provenance
-from qlora_engine.training.model import Base, count_parameters, load_base, put_adapters
+from qlora_engine.training.model import Base, activation_type, count_parameters, load_base, put_adapters
 from qlora_engine.training.phases import phase
 from qlora_engine.training.runtime import Runtime
 from qlora_engine.training.tree import flat
@@ -107,7 +109,10 @@ class _Fusing:
         trained = ResolvedJob.load(source.spec)
         with phase("load", self.log, self.pulse):
             base = load_base(trained, dequantize=False)
+            types = {name: array.dtype for name, array in flat(base.model.parameters()).items()}
             weights = self._put(base, source, trained)
+            if trained.spec.fine_tune_type == "full":
+                self._cast_back(base, types)
         self._check_room(base)
         about = self._gguf_metadata(base) if self.job.spec.export else None
         with phase("fuse", self.log, self.pulse):
@@ -143,25 +148,47 @@ class _Fusing:
             mx.eval(base.model.parameters())  # they are read from a file that goes
         return name
 
+    def _cast_back(self, base: Base, types: Mapping[str, mx.Dtype]) -> None:
+        """Give the weights that were trained themselves, in float32, the types that the base has them in."""
+        for name, array in flat(base.model.parameters()).items():
+            if array.dtype != types[name]:
+                narrow = array.astype(types[name])
+                mx.eval(narrow)
+                base.model.update(tree_unflatten([(name, narrow)]))
+                self.pulse.beat(0)
+
     def _fuse_layers(self, base: Base) -> int:
         """Make one layer of each layer and its adapters, one after another, so that the peak is one matrix more."""
-        model, wide = base.model, self.job.spec.in_16_bits
+        model, wide = base.model, self._width(base)
         pairs = [(name, module) for name, module in model.named_modules() if hasattr(module, "fuse")]
         count = len(pairs)
         while pairs:
             name, module = pairs.pop()  # nothing else may hold it, or its memory stays
-            fused = module.fuse(dequantize=wide)
+            fused = _fused(module, wide)
             mx.eval(fused.parameters())
             model.update_modules(tree_unflatten([(name, fused)]))
             self.pulse.beat(0)
         if wide:
             dequantize_model(model)
             for _, module in model.named_modules():
+                arrays = {key: array for key, array in module.items() if isinstance(array, mx.array)}
+                matrices = {key for key, array in arrays.items() if array.ndim > 1 and array.dtype == mx.float32}
+                module.update({key: array.astype(wide) for key, array in arrays.items() if key in matrices})
+                arrays.clear()
                 mx.eval([array for array in module.values() if isinstance(array, mx.array)])
                 self.pulse.beat(0)
             for key in ("quantization", "quantization_config"):
                 base.config.pop(key, None)
         return count
+
+    def _width(self, base: Base) -> mx.Dtype | None:
+        """What float32 matrices become where the result is 16 bits wide; None where it keeps its types."""
+        if not self.job.spec.in_16_bits:
+            return None
+        if self.job.spec.export:
+            return mx.float16  # as in the file; a number too large for it is refused there
+        kind = activation_type(base.model)
+        return mx.bfloat16 if kind == mx.float32 else kind
 
     def _write_model(self, base: Base, made: Path) -> None:
         save(made, base.path, base.model, base.tokenizer, base.config, donate_model=True)
@@ -197,3 +224,23 @@ class _Fusing:
     def _add(self, result: Path) -> str | None:
         name = self.job.spec.add_as
         return str(add_to_models(result, self.home, name, self.run.id)) if name else None
+
+
+def _fused(module: nn.Module, wide: mx.Dtype | None) -> nn.Module:
+    """One layer of a layer and its adapters, of the base layer's type, which DoRA's float32 magnitudes would widen.
+
+    Args:
+        wide: the result is not quantized, and of this type where the base layer's is float32.
+    """
+    base = module.linear if "linear" in module else module.embedding
+    quantized = "scales" in base
+    kind = (base.scales if quantized else base.weight).dtype
+    if not mx.issubdtype(kind, mx.floating):
+        kind = mx.bfloat16  # what MLX makes of a weight whose scales are bytes, as in mxfp4
+    if wide and kind == mx.float32:
+        kind = wide
+    fused: nn.Module = module.fuse(dequantize=True)
+    fused.weight = fused.weight.astype(kind)
+    if quantized and not wide:
+        fused = fused.to_quantized(group_size=base.group_size, bits=base.bits, mode=base.mode)
+    return fused

@@ -9,14 +9,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import psutil
 import pytest
 from mlx_lm import load
 
 from qlora_client.api import Client
+from qlora_engine.job.events import EventLog
+from qlora_engine.job.folder import Home
+from qlora_engine.job.fuse_spec import FuseSpec
 from qlora_engine.job.models import describe
+from qlora_engine.job.pulse import Pulse
+from qlora_engine.job.resolved import ResolvedFuse, ResolvedJob
+from qlora_engine.job.spec import JobSpec
 from qlora_engine.job.states import State
+from qlora_engine.training.adapters import save_adapters
+from qlora_engine.training.dropout import DropoutKey
+from qlora_engine.training.fuse import fuse
 from qlora_engine.training.gguf import read_gguf
+from qlora_engine.training.model import add_adapters, load_base
+from qlora_engine.training.tree import flat
 from support import tiny
 from support.service import REAL, Daemon, daemon_in, short_home, wait_until
 
@@ -117,3 +129,45 @@ def test_a_fusing_is_cancelled_at_once_and_leaves_no_model(daemon: Daemon, clien
     assert client.wait(fused, 20).state is State.CANCELLED
     assert time.monotonic() - began < 10
     assert not daemon.home.run(fused).model.exists()
+
+
+def types_of_fused(folder: Path, kind: str, stored: mx.Dtype, *, bits: int | None, dequantize: bool) -> set[mx.Dtype]:
+    """The types of what becomes of a base whose numbers have the type `stored`, by what was trained in float32."""
+    home, model = Home(folder / "home"), tiny.make_model(folder / "model", bits=bits, hidden=64)
+    weights = mx.load(str(model / "model.safetensors"))
+    assert isinstance(weights, dict)
+    narrow = {key: array if array.dtype == mx.uint32 else array.astype(stored) for key, array in weights.items()}
+    mx.eval(narrow)
+    mx.save_safetensors(str(model / "model.safetensors"), narrow)
+    spec = JobSpec(model=str(model), fine_tune_type=kind, num_layers=-1, data="data")
+    job, run = ResolvedJob(spec=spec, model_path=str(model), data={}), home.run("20261122-100000-one")
+    run.path.mkdir(parents=True)
+    job.store(run.spec)
+    base = load_base(job, dequantize=False)
+    add_adapters(base, spec, DropoutKey(), recompute=False)
+    trained = flat(base.model.trainable_parameters())
+    save_adapters(run.adapters, {key: np.array(array.astype(mx.float32)) for key, array in trained.items()}, job)
+    result = home.run("20261122-110000-fused")
+    result.path.mkdir()
+    wanted = FuseSpec(fuse="one", dequantize=dequantize)
+    fusing = ResolvedFuse(spec=wanted, source=run.id, model=str(model), model_path=str(model))
+    fuse(fusing, home, result, log=EventLog([]), pulse=Pulse(None, 0))
+    made = mx.load(str(result.model / "model.safetensors"))
+    assert isinstance(made, dict)
+    return {array.dtype for array in made.values() if array.ndim > 1}
+
+
+@pytest.mark.parametrize("stored", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize(("kind", "bits"), [("lora", 4), ("lora", None), ("dora", 4), ("full", None)])
+def test_what_is_fused_has_the_types_of_its_base(tmp_path: Path, kind: str, bits: int | None, stored: mx.Dtype) -> None:
+    """What is trained in float32 may not double the result, for which neither disk nor memory was reckoned."""
+    packed = set() if kind == "full" else {mx.uint32}
+    found = types_of_fused(tmp_path / "as it was", kind, stored, bits=bits, dequantize=False)
+    assert found == {stored} | packed
+    assert types_of_fused(tmp_path / "wide", kind, stored, bits=bits, dequantize=True) == {stored}
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_of_a_float32_base_the_matrices_become_16_bits_wide(tmp_path: Path, kind: str) -> None:
+    """`dequantize` promises 16 bits, and the room on the disk is reckoned with them."""
+    assert types_of_fused(tmp_path, kind, mx.float32, bits=None, dequantize=True) == {mx.bfloat16}

@@ -44,8 +44,7 @@ def fuse_need(spec: FuseSpec, trained: JobSpec, shape: ModelShape) -> FuseNeed:
     there at once.
     """
     held = weight_bytes(trained, shape, dequantized=False)
-    width = HALF if spec.export else max(HALF, shape.stored)
-    result = width * shape.parameters if spec.in_16_bits else held
+    result = HALF * shape.parameters if spec.in_16_bits else held
     adapters = F32 * trained_layers(trained, shape) * trained_parameters(trained, shape)
     parts = {"model": max(held, result), "one matrix": float(ONE_MATRIX * shape.largest), "adapters": float(adapters)}
     return FuseNeed(parts, int(result), ROUGH if shape.rough else SURE)
