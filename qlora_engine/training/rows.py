@@ -56,13 +56,17 @@ def read_data(
         cache: where tokens are kept for the next start; None keeps none.
 
     Raises:
-        DataRejected: a file changed since the job was accepted and the job does not say to start over, or a row
-            cannot be tokenized.
+        DataRejected: a file changed since the job was accepted and the job does not say to start over, a row
+            cannot be tokenized, or one that is not trained on has a token that the model does not know.
     """
     started = time.perf_counter()
     if not job.data:
         spec = job.spec.model_copy(update={"max_seq_length": layout.longest})
-        return Data(read_hub_documents(spec, base.tokenizer), {}, "text", time.perf_counter() - started)
+        found = read_hub_documents(spec, base.tokenizer)
+        for part, rows in found.items():
+            if part != "train":
+                check_tokens(rows, f"{spec.data} ({part})", vocabulary(base.model))
+        return Data(found, {}, "text", time.perf_counter() - started)
     hashes = _hashes(job)
     source = TokenSource(job.spec, base.tokenizer, base.path, cache)
     documents: dict[Split, Documents] = {}

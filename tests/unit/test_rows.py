@@ -16,10 +16,12 @@ from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
-from qlora_engine.training import checkpoint
+from qlora_engine.training import checkpoint, hub_data
 from qlora_engine.training.documents import Documents
 from qlora_engine.training.encode import Encoded
-from qlora_engine.training.rows import check_tokens
+from qlora_engine.training.ladder import Layout
+from qlora_engine.training.model import load_base, vocabulary
+from qlora_engine.training.rows import check_tokens, read_data
 from qlora_engine.training.run import Outcome, train
 from qlora_engine.training.spool import Spool
 from qlora_engine.training.stop import StopRequest
@@ -40,6 +42,23 @@ def test_a_token_beyond_the_vocabulary_is_named_with_its_row() -> None:
     check_tokens(documents([0, 63], []), "valid.jsonl", 64)
     with pytest.raises(DataRejected, match=r"Row 2 has token 64, but the model knows 64 tokens"):
         check_tokens(documents([1], [2, 64]), "valid.jsonl", 64)
+
+
+@pytest.mark.parametrize("part", ["valid", "test"])
+def test_rows_of_the_hub_are_checked_as_those_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """The guard takes care of training rows alone."""
+    rows = {"train": [{"text": "fine"}], part: [{"text": "fine"}, {"text": "beyond"}]}
+    monkeypatch.setattr(hub_data, "_load", lambda _name, split, _section: rows.get(split, []))
+    model = tiny.make_model(tmp_path / "model")
+    job = ResolvedJob(spec=JobSpec(model=str(model), data="owner/name", test=True), model_path=str(model), data={})
+    base = load_base(job)
+    known = vocabulary(base.model)
+    base.tokenizer._tokenizer.add_tokens([f"more{n}" for n in range(known)] + ["beyond"])
+    with pytest.raises(DataRejected, match=rf"Row 2 has token \d+, but the model knows {known} tokens") as caught:
+        read_data(job, base, Layout.of(job.spec), beat=lambda: None, cache=None, log=EventLog([]))
+    assert caught.value.where == f"owner/name ({part})"
 
 
 @pytest.fixture(autouse=True)
