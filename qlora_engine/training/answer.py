@@ -23,6 +23,7 @@ from qlora_engine.job.datafiles import DataFormat
 from qlora_engine.job.errors import DataRejected, Exit, QloradError
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.training import runtime
 from qlora_engine.training.best import save_best
 from qlora_engine.training.model import Base, load_base, put_adapters
 from qlora_engine.training.samples import Prompt, asked, generate
@@ -77,7 +78,8 @@ def answers(question: Question) -> Iterator[dict[str, str]]:
     job = ResolvedJob.load(run.spec)
     base = load_base(job)
     base.model.eval()
-    prompts = [_as_trained(text, job, base) for text in question.prompts]
+    kind = _format_of(job, run)
+    prompts = [_as_trained(text, kind, base) for text in question.prompts]
     before = [_answer(base, prompt, question) for prompt in prompts]
     with tempfile.TemporaryDirectory(prefix="qlora-answer-") as folder:
         weights = save_best(run, job, Path(folder), otherwise=WITHOUT_BEST) if question.best else run.adapters.name
@@ -91,12 +93,16 @@ def _parsed(request: dict[str, Any]) -> dict[str, Any]:
     return {**request, "run": Path(request["run"])}
 
 
-def _as_trained(text: str, job: ResolvedJob, base: Base) -> Prompt:
-    """The prompt in the form that the job's rows had: plain text stays plain, a question gets the chat template."""
-    if any(file.format is DataFormat.TEXT for file in job.data.values()):
-        return Prompt(text, list(base.tokenizer.encode(text)))
+def _format_of(job: ResolvedJob, run: RunFolder) -> DataFormat:
+    """The form of the job's training rows; a run on the hub's data that does not tell is taken for conversations."""
+    if job.data:
+        return job.data["train"].format
+    return DataFormat(runtime.recorded(run, runtime.FORMAT) or DataFormat.CHAT)
+
+
+def _as_trained(text: str, kind: DataFormat, base: Base) -> Prompt:
     try:
-        return asked(text, base.tokenizer)
+        return asked(text, base.tokenizer, kind)
     except DataRejected as error:
         raise DataRejected(
             error.what,

@@ -22,13 +22,17 @@ DEFAULT_SPLITS: dict[Split, str | None] = {"train": "train[:80%]", "valid": "tra
 FEATURES = ("prompt_feature", "completion_feature", "chat_feature", "text_feature")
 
 
-def read_hub_documents(spec: JobSpec, tokenizer: TokenizerWrapper) -> dict[Split, Documents]:
+def read_hub_documents(spec: JobSpec, tokenizer: TokenizerWrapper) -> tuple[dict[Split, Documents], DataFormat]:
     """Tokenize the splits of the job's hub data set, or of each of its `hf_dataset` entries in order.
+
+    Returns:
+        The documents by split, and the format of the first training row.
 
     Raises:
         DataRejected: it does not exist, cannot be fetched, or has no training rows.
     """
     found: dict[Split, RowWriter] = {}
+    formats: dict[Split, DataFormat] = {}
     for section, reading, name in _sources(spec):
         for split in SPLITS:
             if split == "test" and not spec.test:
@@ -36,10 +40,14 @@ def read_hub_documents(spec: JobSpec, tokenizer: TokenizerWrapper) -> dict[Split
             rows = list(_load(name, split, section))
             if rows:
                 into = found.setdefault(split, RowWriter(Spool(None)))
-                into.filled(_encoded(rows, f"{name} ({split})", reading, tokenizer))
+                source = f"{name} ({split})"
+                kind = format_of(rows[0], reading, Path(source), 1)
+                formats.setdefault(split, kind)
+                into.filled(_encoded(rows, source, kind, reading, tokenizer))
     if "train" not in found:
         raise DataRejected("The data set has no training rows.", where=f"data: {spec.data}", remedy="Choose another.")
-    return {split: Documents(in_memory(rows), spec.max_seq_length) for split, rows in found.items()}
+    documents = {split: Documents(in_memory(rows), spec.max_seq_length) for split, rows in found.items()}
+    return documents, formats["train"]
 
 
 def read_hub_rows(spec: JobSpec, count: int) -> Iterator[tuple[Mapping[str, Any], DataFormat, JobSpec]]:
@@ -91,8 +99,9 @@ def _load(name: str, split: Split, section: Mapping[str, Any] | None) -> Iterabl
     return rows
 
 
-def _encoded(rows: list[dict[str, Any]], source: str, spec: JobSpec, tokenizer: TokenizerWrapper) -> Iterator[Encoded]:
-    kind = format_of(rows[0], spec, Path(source), 1)
+def _encoded(
+    rows: list[dict[str, Any]], source: str, kind: DataFormat, spec: JobSpec, tokenizer: TokenizerWrapper
+) -> Iterator[Encoded]:
     numbered = list(enumerate(rows, 1))
     for number, row in numbered:
         check_row(row, kind, spec, Path(source), number)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from qlora_engine.job.datafiles import SPLITS, Split, digest
+from qlora_engine.job.datafiles import SPLITS, DataFormat, Split, digest
 from qlora_engine.job.errors import DataRejected
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.resolved import ResolvedJob
@@ -29,12 +29,14 @@ class Data:
 
     Attributes:
         documents: by split.
+        format: of the training rows.
         hashes: SHA-256 of each data file as it is now; none for a data set of the hub.
         tokens_from: the cache alone, or text.
         seconds: it took.
     """
 
     documents: Mapping[Split, Documents]
+    format: DataFormat
     hashes: Mapping[Split, str]
     tokens_from: Literal["cache", "text"]
     seconds: float
@@ -62,11 +64,11 @@ def read_data(
     started = time.perf_counter()
     if not job.data:
         spec = job.spec.model_copy(update={"max_seq_length": layout.longest})
-        found = read_hub_documents(spec, base.tokenizer)
+        found, kind = read_hub_documents(spec, base.tokenizer)
         for part, rows in found.items():
             if part != "train":
                 check_tokens(rows, f"{spec.data} ({part})", vocabulary(base.model))
-        return Data(found, {}, "text", time.perf_counter() - started)
+        return Data(found, kind, {}, "text", time.perf_counter() - started)
     hashes = _hashes(job)
     source = TokenSource(job.spec, base.tokenizer, base.path, cache)
     documents: dict[Split, Documents] = {}
@@ -75,7 +77,8 @@ def read_data(
         documents[part] = Documents(source.rows(file, sha256, beat, log), layout.longest)
         if part != "train":  # of the training rows the guard takes care, one by one
             check_tokens(documents[part], file.path, vocabulary(base.model))
-    return Data(documents, hashes, "text" if source.tokenized else "cache", time.perf_counter() - started)
+    tokens_from: Literal["cache", "text"] = "text" if source.tokenized else "cache"
+    return Data(documents, job.data["train"].format, hashes, tokens_from, time.perf_counter() - started)
 
 
 def _hashes(job: ResolvedJob) -> dict[Split, str]:

@@ -116,9 +116,8 @@ class _Run:
     def train(self) -> Outcome:
         """From nothing to the result."""
         with self.stop.nothing_to_lose():
-            base, checkpoints, loop = self._set_up()
+            base, checkpoints, loop, prompts = self._set_up()
             progress = checkpoints.begin()
-            prompts = samples.prompts_of(self.job, base.tokenizer)
             if progress.saved < 0:
                 self._sample(checkpoints.step, base, prompts, "before")
         base.model.train()
@@ -148,7 +147,7 @@ class _Run:
         )
         return Outcome.DONE
 
-    def _set_up(self) -> tuple[Base, Checkpoints, Loop]:
+    def _set_up(self) -> tuple[Base, Checkpoints, Loop, list[samples.Prompt]]:
         job, log, layout = self.job, self.log, self.ladder.layout
         found = runtime.settle(self.run, log)
         _say_started(found, log)
@@ -162,6 +161,9 @@ class _Run:
             data = read_data(job, base, layout, beat=lambda: self.pulse.beat(0), cache=self.cache, log=log)
             plan = plan_of(job, data.documents)
             say_data(job, data, plan, log)
+            if not job.data:  # of files the job says it
+                found = runtime.record(self.run, found, runtime.FORMAT, data.format)
+            prompts = samples.prompts_of(job, base.tokenizer, data.format)
         with phase("measure", self.log, self.pulse):
             choices = Choices(job.spec, self.run, log, self.known, lambda: self.pulse.beat(0))
             found = choices.products(found, base, plan, limits)
@@ -194,7 +196,7 @@ class _Run:
         loop = Loop(
             trainer, data.documents, checkpoints.save, checkpoints.poll, checkpoints.settle, checkpoints.roll_back
         )
-        return base, checkpoints, loop
+        return base, checkpoints, loop, prompts
 
     def _choose(self, checkpoints: Checkpoints, progress: Progress) -> int:
         """Put the weights that are the result into the step; the step that they stand at."""

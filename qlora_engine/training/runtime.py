@@ -18,6 +18,7 @@ from qlora_engine.job.formats import RUNTIME
 from qlora_engine.training.device import on_cpu
 
 CHOSEN = ("compiled", "chosen")  # taken as recorded
+FORMAT = "format"  # among what was chosen: that of the training rows, where the data set is the hub's
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,15 @@ def settle(run: RunFolder, log: EventLog) -> Runtime:
         if name not in CHOSEN and then.get(name) != value:
             log.emit("environment.changed", name=name, then=then.get(name), now=value)
     return replace(now, compiled=then["compiled"], chosen=then.get("chosen", {}))
+
+
+def recorded(run: RunFolder, name: str) -> Any:
+    """What `record` has written down under a name; None if nothing."""
+    try:
+        then = RUNTIME.upgraded(json.loads(run.runtime.read_bytes()), run.runtime)
+    except FileNotFoundError:
+        return None
+    return then.get("chosen", {}).get(name)
 
 
 def record(run: RunFolder, found: Runtime, name: str, value: Any) -> Runtime:

@@ -53,30 +53,33 @@ class Answer:
     text: str
 
 
-def prompts_of(job: ResolvedJob, tokenizer: TokenizerWrapper) -> list[Prompt]:
+def prompts_of(job: ResolvedJob, tokenizer: TokenizerWrapper, kind: DataFormat) -> list[Prompt]:
     """The prompts that `samples` asks for: as written there, or from the first rows of the validation data.
 
     Without validation data they come from the training data. Rows whose prompt does not fit into max_seq_length,
     or that the chat template cannot render without their last answer, are passed over.
+
+    Args:
+        kind: of the training rows; where they are plain text, what is written in `samples` is asked as it stands.
 
     Raises:
         DataRejected: a data file cannot be read, or the chat template takes no question of the job file.
     """
     spec = job.spec
     if isinstance(spec.samples, list):
-        return [asked(text, tokenizer) for text in spec.samples]
+        return [asked(text, tokenizer, kind) for text in spec.samples]
     found = (_prompt_of(row, kind, reading, tokenizer) for row, kind, reading in _rows(job))
     fitting = (prompt for prompt in found if prompt and 0 < len(prompt.tokens) <= spec.max_seq_length)
     return list(itertools.islice(fitting, spec.samples))
 
 
-def asked(text: str, tokenizer: TokenizerWrapper) -> Prompt:
-    """A user's question, in the form that the model was made for.
+def asked(text: str, tokenizer: TokenizerWrapper, kind: DataFormat) -> Prompt:
+    """A prompt in the form that the job's rows had: plain text stays plain, a question gets the chat template.
 
     Raises:
         DataRejected: the chat template does not take it.
     """
-    if not tokenizer.has_chat_template:
+    if kind is DataFormat.TEXT or not tokenizer.has_chat_template:
         return Prompt(text, list(tokenizer.encode(text)))
     try:
         return Prompt(text, _rendered([{"role": "user", "content": text}], None, tokenizer))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx import nn
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from qlora_engine.job.datafiles import check_folder
 from qlora_engine.job.errors import DataRejected
@@ -16,7 +19,7 @@ from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
-from qlora_engine.training import checkpoint, hub_data
+from qlora_engine.training import answer, checkpoint, hub_data, samples
 from qlora_engine.training.documents import Documents
 from qlora_engine.training.encode import Encoded
 from qlora_engine.training.ladder import Layout
@@ -67,6 +70,34 @@ def limits_of_before() -> Iterator[None]:
     cache = mx.set_cache_limit(1 << 30)
     yield
     mx.set_cache_limit(cache)
+
+
+@pytest.mark.parametrize("row", [{"text": "hello there"}, {"prompt": "a", "completion": "b"}])
+def test_what_was_trained_on_rows_of_the_hub_is_asked_in_their_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: dict[str, str]
+) -> None:
+    """The job does not tell it, as it does of files, so the run writes down what it read."""
+    monkeypatch.setattr(hub_data, "_load", lambda _name, split, _section: [row] * 4 if split == "train" else [])
+    seen: list[list[int]] = []
+
+    def noted(model: nn.Module, tokenizer: TokenizerWrapper, prompt: samples.Prompt, *more: Any) -> Iterator[int]:
+        seen.append(prompt.tokens)
+        return iter([])
+
+    monkeypatch.setattr(samples, "generate", noted)
+    monkeypatch.setattr(answer, "generate", noted)
+    model, run = tiny.make_model(tmp_path / "model", layers=1), RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    keys = tiny.job(model, tmp_path / "data", iters=2, batch_size=1) | {"data": "owner/name", "samples": ["Why"]}
+    job = ResolvedJob(spec=JobSpec(**keys), model_path=str(model), data={})
+    job.store(run.spec)
+    log = EventLog([])
+    assert train(job, run, attempt=0, log=log, metrics=log, stop=StopRequest(), cache=None) is Outcome.DONE
+    list(answer.answers(answer.Question(run.path, ["Why"], max_tokens=3, temp=0.0, seed=0, best=False)))
+    tokenizer = load_base(job).tokenizer
+    templated = "<|im_start|>user\nWhy<|im_end|>\n<|im_start|>assistant\n"
+    wanted = "Why" if "text" in row else templated
+    assert [tokenizer.decode(tokens) for tokens in seen] == [wanted] * 4  # before and after, then base and adapted
 
 
 class Run:

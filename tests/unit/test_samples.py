@@ -12,15 +12,16 @@ import pytest
 from mlx_lm.generate import stream_generate
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from qlora_engine.job.datafiles import check_folder
+from qlora_engine.job.datafiles import DataFormat, check_folder
 from qlora_engine.job.errors import DataRejected
 from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
+from qlora_engine.training import samples
 from qlora_engine.training.dropout import DropoutKey, key_dropout
 from qlora_engine.training.model import Base, load_folder
 from qlora_engine.training.recompute import checkpoint_layers
-from qlora_engine.training.samples import answer, asked, prompts_of
+from qlora_engine.training.samples import answer
 from qlora_engine.training.stop import StopRequest
 from support import tiny
 
@@ -46,6 +47,14 @@ def job_on(folder: Path, rows: list[dict[str, Any]], *, split: str = "valid", **
     return ResolvedJob(spec=spec, data=check_folder(folder, spec))
 
 
+def prompts_of(job: ResolvedJob, base: Base) -> list[samples.Prompt]:
+    return samples.prompts_of(job, base.tokenizer, job.data["train"].format)
+
+
+def question(text: str, base: Base) -> samples.Prompt:
+    return samples.asked(text, base.tokenizer, DataFormat.CHAT)
+
+
 def decoded(base: Base, tokens: list[int]) -> str:
     return str(base.tokenizer.decode(tokens))
 
@@ -62,7 +71,7 @@ def collecting() -> tuple[list[Event], EventLog]:
 def test_the_first_rows_are_asked_without_their_answer(base: Base, tmp_path: Path) -> None:
     """A sample whose prompt holds the answer would show nothing."""
     rows = [{"prompt": f"{n}?", "completion": f"{n} is odd"} for n in (1, 3, 5)]
-    prompts = prompts_of(job_on(tmp_path / "data", rows, samples=2), base.tokenizer)
+    prompts = prompts_of(job_on(tmp_path / "data", rows, samples=2), base)
     assert [(prompt.text, prompt.expected) for prompt in prompts] == [("1?", "1 is odd"), ("3?", "3 is odd")]
     assert decoded(base, prompts[0].tokens) == "<|im_start|>user\n1?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -70,7 +79,7 @@ def test_the_first_rows_are_asked_without_their_answer(base: Base, tmp_path: Pat
 def test_without_validation_data_training_rows_are_asked(base: Base, tmp_path: Path) -> None:
     """The report promises answers for every job."""
     rows = [{"prompt": "1?", "completion": "odd"}]
-    assert [p.text for p in prompts_of(job_on(tmp_path / "d", rows, split="train"), base.tokenizer)] == ["1?"]
+    assert [p.text for p in prompts_of(job_on(tmp_path / "d", rows, split="train"), base)] == ["1?"]
 
 
 def test_a_chat_is_asked_up_to_its_last_answer_with_its_tools(base: Base, tmp_path: Path) -> None:
@@ -83,7 +92,7 @@ def test_a_chat_is_asked_up_to_its_last_answer_with_its_tools(base: Base, tmp_pa
     ]
     job = job_on(tmp_path / "d", [{"messages": turns, "tools": [{"name": "weather"}]}])
     base.tokenizer.chat_template = TEMPLATE_WITH_TOOLS
-    (prompt,) = prompts_of(job, base.tokenizer)
+    (prompt,) = prompts_of(job, base)
     assert prompt.text == "user: a\nassistant: b\nuser: c"
     assert prompt.expected == "d"
     assert decoded(base, prompt.tokens).startswith("TOOLS weather\n<|im_start|>user\na")
@@ -92,36 +101,38 @@ def test_a_chat_is_asked_up_to_its_last_answer_with_its_tools(base: Base, tmp_pa
 
 def test_text_goes_on_from_its_first_third(base: Base, tmp_path: Path) -> None:
     """Plain text has no question; its beginning stands for one."""
-    (prompt,) = prompts_of(job_on(tmp_path / "d", [{"text": "one two three"}]), base.tokenizer)
+    (prompt,) = prompts_of(job_on(tmp_path / "d", [{"text": "one two three"}]), base)
     assert (prompt.text, prompt.expected) == ("one ", "two three")
     assert decoded(base, prompt.tokens) == "one "
 
 
-def test_questions_of_the_job_file_are_asked_as_a_user_asks(base: Base, tmp_path: Path) -> None:
-    """`samples` with a list is the person's own choice."""
-    job = job_on(tmp_path / "d", [{"text": "x"}], samples=["Why?"])
-    (prompt,) = prompts_of(job, base.tokenizer)
+def test_prompts_of_the_job_file_are_asked_as_its_rows_ask(base: Base, tmp_path: Path) -> None:
+    """A model of plain text never saw the template in training, and to that would show nothing of what it learned."""
+    row = {"prompt": "a", "completion": "b"}
+    (prompt,) = prompts_of(job_on(tmp_path / "questions", [row], samples=["Why?"]), base)
     assert decoded(base, prompt.tokens) == "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     assert prompt.expected is None
+    (prompt,) = prompts_of(job_on(tmp_path / "text", [{"text": "x"}], samples=["Why"]), base)
+    assert (decoded(base, prompt.tokens), prompt.text, prompt.expected) == ("Why", "Why", None)
 
 
 def test_a_question_that_the_template_refuses_is_an_error_with_a_remedy(base: Base, tmp_path: Path) -> None:
     """What a person wrote may not be passed over in silence."""
     base.tokenizer.chat_template = "{{ raise_exception('no') }}"
     with pytest.raises(DataRejected, match="does not take a question"):
-        prompts_of(job_on(tmp_path / "d", [{"text": "x"}], samples=["Why?"]), base.tokenizer)
+        prompts_of(job_on(tmp_path / "d", [{"prompt": "a", "completion": "b"}], samples=["Why?"]), base)
 
 
 def test_rows_that_do_not_fit_are_passed_over(base: Base, tmp_path: Path) -> None:
     """A prompt over max_seq_length would need memory that training does not."""
     rows = [{"prompt": "long " * 50, "completion": "x"}, {"prompt": "short", "completion": "x"}]
-    prompts = prompts_of(job_on(tmp_path / "d", rows, max_seq_length=64), base.tokenizer)
+    prompts = prompts_of(job_on(tmp_path / "d", rows, max_seq_length=64), base)
     assert [prompt.text for prompt in prompts] == ["short"]
 
 
 def test_an_answer_is_that_of_mlx_lm(base: Base) -> None:
     """The report shows what `mlx_lm generate` will say with the adapters."""
-    prompt = asked("12?", base.tokenizer)
+    prompt = question("12?", base)
     events, log = collecting()
     (answered,) = answer(base.model, base.tokenizer, [prompt], stop=never(), when="before", log=log) or []
     theirs = "".join(piece.text for piece in stream_generate(base.model, base.tokenizer, prompt.tokens, max_tokens=64))
@@ -140,7 +151,7 @@ def test_asking_leaves_no_trace_in_training(base: Base, recomputed: bool) -> Non
     for _, module in model.named_modules():
         if "lora_b" in module:
             module.lora_b = 0.3 * mx.random.normal(module.lora_b.shape)
-    prompts = [asked("12?", base.tokenizer), asked("7?", base.tokenizer)]
+    prompts = [question("12?", base), question("7?", base)]
     _, log = collecting()
     model.eval()
     plain = answer(model, base.tokenizer, prompts, stop=never(), when="before", log=log)
@@ -178,7 +189,7 @@ class StopAfter:
 def test_a_stop_is_seen_between_answers(base: Base) -> None:
     """SIGTERM promises a checkpoint within a micro-batch, also while the model answers."""
     sink = StopAfter()
-    prompts = [asked(f"{n}?", base.tokenizer) for n in range(5)]
+    prompts = [question(f"{n}?", base) for n in range(5)]
     given = answer(base.model, base.tokenizer, prompts, stop=sink.stop, when="after", log=EventLog([sink]))
     assert given is None
     assert sink.events == 1
@@ -189,7 +200,7 @@ def test_a_stop_is_seen_within_an_answer(base: Base) -> None:
     stop = never()
     threading.Timer(0.3, stop.request, ["a test"]).start()
     events, log = collecting()
-    prompts = [asked("12?", base.tokenizer)]
+    prompts = [question("12?", base)]
     base.tokenizer.eos_token_ids = {10**6}  # nothing ends an answer but its length
     assert answer(base.model, base.tokenizer, prompts, stop=stop, when="before", log=log, max_tokens=10**6) is None
     assert events == []
