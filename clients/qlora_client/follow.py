@@ -136,6 +136,7 @@ class JobTail:
         self.ended = False
         self._events = Tail(run.events)
         self._step = LastLine(run.metrics)
+        self._said: object = None  # the state that the last event of it named
         self._final_since: float | None = None
 
     def read(self) -> list[Event]:
@@ -147,10 +148,14 @@ class JobTail:
         """
         final = load_record(self.run).is_final  # before the events, so that none can be missed
         found = list(self._events.events())
-        said_so = any(event["event"] == "job.state" and event.get("to") in FINAL for event in found)
+        changes = [event.get("to") for event in found if event["event"] == "job.state"]
+        self._said = changes[-1] if changes else self._said
+        said_so = self._said in FINAL  # of a job that was retried since, its record is not
         if not said_so and (step := self._step.event()):
             found.append(step)
-        if said_so or (final and self._waited_long_enough(news=bool(found))):
+        if not final:
+            self._final_since = None
+        elif said_so or self._waited_long_enough(news=bool(found)):
             self.ended = True
             self.close()
         return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 
 from qlora_client.api import Client
 from qlora_client.groups import Group
@@ -22,22 +24,41 @@ def wait_until_ended(client: Client, job_id: str, say: Callable[[str], None]) ->
     Raises:
         NoSuchJob: it vanishes.
     """
-    try:
-        for event in client.events(job_id, follow=True):
-            if event["event"] == "job.state":
-                say(describe(event))
-    except KeyboardInterrupt:
-        say(f"The job goes on. Watch it: qlora logs -f {job_id}")
-        raise
-    return client.job(job_id)
+    said = 0
+    while True:
+        said += _say_changes(client, job_id, say, passing_over=said)
+        if (record := client.job(job_id)).is_final:  # else it was retried meanwhile
+            return record
 
 
 def wait_until_group_ended(client: Client, group: Group, say: Callable[[str], None]) -> Group:
     """`wait_until_ended` for every job of a sweep, in the order in which they run; how they stand in the end."""
-    for job in sorted((one.job for one in group.members), key=lambda job: job.created):
-        name = label(job.settings)
-        wait_until_ended(client, job.id, lambda text, name=name: say(f"{name}: {text}"))  # type: ignore[misc]
-    return client.group(group.id)
+    said: Counter[str] = Counter()
+    while True:
+        for job in sorted((one.job for one in group.members), key=lambda job: job.created):
+            name = label(job.settings)
+            said[job.id] += _say_changes(
+                client,
+                job.id,
+                lambda text, name=name: say(f"{name}: {text}"),  # type: ignore[misc]
+                passing_over=said[job.id],
+            )
+        if (ended := client.group(group.id)).is_final:  # else one was retried while others were waited for
+            return ended
+
+
+def _say_changes(client: Client, job_id: str, say: Callable[[str], None], *, passing_over: int) -> int:
+    """Say each change of the job's state until it is final, but so many that were said before; how many were said."""
+    changes = (event for event in client.events(job_id, follow=True) if event["event"] == "job.state")
+    said = 0
+    try:
+        for change in islice(changes, passing_over, None):
+            say(describe(change))
+            said += 1
+    except KeyboardInterrupt:
+        say(f"The job goes on. Watch it: qlora logs -f {job_id}")
+        raise
+    return said
 
 
 def group_exit_code(group: Group) -> int:

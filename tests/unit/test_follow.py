@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from qlora_client.api import Client
 from qlora_client.follow import FINAL_EVENT_SECONDS, JobTail, LastLine, Tail, follow_job, read_events
+from qlora_client.waiting import exit_code, group_exit_code, wait_until_ended, wait_until_group_ended
 from qlora_engine.job.errors import NoSuchJob
-from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.folder import Home, RunFolder
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
 
@@ -40,6 +43,13 @@ def store(run: RunFolder, *states: State) -> None:
     for state in states:
         record = record.moved(state)
     record.store(run.state)
+
+
+def move(run: RunFolder, *states: State) -> None:
+    """As the daemon does it: the state is stored, then said."""
+    for state in states:
+        store(run, state)
+        append(run.events, line("job.state", to=state))
 
 
 def test_a_line_counts_when_its_newline_is_there(tmp_path: Path) -> None:
@@ -212,6 +222,112 @@ def test_following_ends_when_the_final_event_was_lost(run: RunFolder) -> None:
     store(run, State.CANCELLED)
     assert list(follow_job(run)) == []
     assert FINAL_EVENT_SECONDS < 5
+
+
+TRAINS = (State.QUEUED, State.STARTING, State.RUNNING)
+
+
+def test_a_job_that_was_retried_is_followed_to_its_last_end(run: RunFolder) -> None:
+    """`qlora logs -f` and `submit --wait` would end at once, on the failure of yesterday."""
+    move(run, *TRAINS, State.FAILED, *TRAINS)
+    tail = JobTail(run)
+    assert len(tail.read()) == 7
+    assert not tail.ended
+    append(run.metrics, line("training.step", step=5))
+    assert tail.read() == [{"event": "training.step", "step": 5}]
+    move(run, State.DONE)
+    assert [event["to"] for event in tail.read()] == ["done"]
+    assert tail.ended
+
+
+def test_the_last_end_of_a_retried_job_is_waited_for(run: RunFolder) -> None:
+    """Its first end stands in the events all the time."""
+    move(run, *TRAINS, State.FAILED, *TRAINS)
+    store(run, State.DONE)
+    tail = JobTail(run)
+    assert len(tail.read()) == 7
+    assert not tail.ended
+    append(run.events, line("job.state", to="done"))
+    assert len(tail.read()) == 1
+    assert tail.ended
+
+
+def test_a_job_that_is_retried_while_it_is_followed_is_followed_on(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record says that it goes on before its events do, and the wait after one end is not that after another."""
+    monkeypatch.setattr("qlora_client.follow.FINAL_EVENT_SECONDS", 0.2)
+    store(run, *TRAINS, State.FAILED)
+    tail = JobTail(run)
+    assert tail.read() == []
+    store(run, State.QUEUED)
+    append(run.events, line("job.state", to="failed"))
+    assert len(tail.read()) == 1
+    assert not tail.ended
+    append(run.events, line("job.state", to="queued"))
+    assert len(tail.read()) == 1
+    time.sleep(0.2)
+    store(run, State.CANCELLED)
+    assert tail.read() == []
+    assert not tail.ended
+    tail.close()
+
+
+def in_home(home: Home, number: int) -> RunFolder:
+    """One job of a sweep, queued."""
+    job = f"20261122-143501-poems-rank-{number}"
+    run = home.run(job)
+    run.path.mkdir(parents=True)
+    record = JobRecord.new(job, job).noting(group="20261122-143501-poems", settings={"rank": number})
+    record.store(run.state)
+    move(run, State.QUEUED)
+    return run
+
+
+def test_who_waits_for_a_job_waits_again_when_it_is_retried(tmp_path: Path) -> None:
+    """How it ended is asked for after its end was seen; by then it may train again."""
+    home = Home(tmp_path)
+    run = in_home(home, 8)
+    move(run, State.STARTING, State.RUNNING, State.FAILED)
+    said: list[str] = []
+
+    class Retried(Client):
+        """Between the end that is seen and the look at the record, somebody retries the job."""
+
+        def job(self, id_part: str) -> JobRecord:
+            if len(said) == 4:
+                move(run, *TRAINS)
+            return super().job(id_part)
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 7:
+            move(run, State.DONE)
+
+    record = wait_until_ended(Retried(tmp_path), run.id, say)
+    assert (record.state, exit_code(record)) == (State.DONE, 0)
+    assert len(said) == 8  # each change once
+
+
+def test_who_waits_for_a_sweep_waits_for_a_job_that_is_retried_meanwhile(tmp_path: Path) -> None:
+    """While the second one trains, the first is tried again."""
+    home = Home(tmp_path)
+    first, second = in_home(home, 4), in_home(home, 8)
+    move(first, State.STARTING, State.RUNNING, State.FAILED)
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 5:  # the second one's first
+            move(first, *TRAINS)
+            move(second, State.STARTING, State.RUNNING, State.DONE)
+        if len(said) == 11:
+            move(first, State.DONE)
+
+    client = Client(tmp_path)
+    ended = wait_until_group_ended(client, client.group("poems"), say)
+    assert group_exit_code(ended) == 0
+    assert [text.partition(":")[0] for text in said] == ["rank=4"] * 4 + ["rank=8"] * 4 + ["rank=4"] * 4
 
 
 def test_a_run_that_vanishes_ends_the_following_with_an_error(run: RunFolder) -> None:
