@@ -18,7 +18,7 @@ from qlora_engine.job.errors import DaemonUnavailable, Exit, JobRejected, NoSuch
 from qlora_engine.job.events import Event
 from qlora_engine.job.folder import NAME_AT, Home, RunFolder
 from qlora_engine.job.hindrance import hindrances_in
-from qlora_engine.job.jobfile import SUFFIXES, read_job_file
+from qlora_engine.job.jobfile import SUFFIXES, as_yaml, read_job_file
 from qlora_engine.job.overrides import applied
 from qlora_engine.job.pause import Pause
 from qlora_engine.job.record import JobRecord, utc_now
@@ -392,11 +392,11 @@ class Client:
 
 
 def as_overrides(values: Mapping[str, object] | Sequence[str]) -> tuple[str, ...]:
-    """Values by key, as `--set` takes them; JSON is YAML, too. Raises `JobRejected` for one that is none of both."""
+    """Values by key, as `--set` takes them. Raises `JobRejected` for one that JSON does not have."""
     if not isinstance(values, Mapping):
         return tuple(values)
     try:
-        return tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
+        return tuple(f"{key}={as_yaml(value)}" for key, value in values.items())
     except (TypeError, ValueError) as error:
         raise JobRejected(
             f"A value cannot be sent: {error}.", remedy="Use numbers, text, lists and dictionaries."

@@ -10,6 +10,7 @@ from pathlib import Path
 from qlora_engine.job import datafiles
 from qlora_engine.job.errors import Exit, JobRejected, QloradError
 from qlora_engine.job.folder import Home
+from qlora_engine.job.jobfile import as_yaml
 from qlora_engine.job.models import installed
 from qlora_engine.job.schema import FILE, REFERENCE, as_text
 from qlora_engine.job.spec import JobSpec
@@ -204,4 +205,4 @@ def _has_prompts(train: Path) -> bool:
 
 
 def _scalar(text: str) -> str:
-    return text if PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    return text if PLAIN.fullmatch(text) else as_yaml(text)

@@ -19,6 +19,7 @@ from qlora_engine.bench.jobs import BenchJob, full_rows
 from qlora_engine.bench.result import BenchResult, Case, Comparison, Measurement, Pair, Trainer
 from qlora_engine.bench.trainer import Effort, measure
 from qlora_engine.job.errors import BenchFailed
+from qlora_engine.job.jobfile import as_yaml
 from qlora_engine.job.text import plain
 
 ROW_WRITER = "qlora_engine.training.full_rows"
@@ -122,14 +123,14 @@ class Bench:
 
     def _engine(self, keys: Mapping[str, Any], folder: Path) -> tuple[list[str], dict[str, str]]:
         """As it runs in the foreground, but for the lock, which the bench holds, and the report."""
-        file = _written(folder / "job.json", keys)
+        file = _written(folder / "job.json", json.dumps(keys))
         command = [sys.executable, "-P", "-m", "qlora_engine", str(file), "--run", str(folder / "run"), "--json"]
         ours = {"QLORAD_GPU_LOCK": str(folder / "gpu.lock"), "QLORAD_REPORT": "false"}
         return command, {**os.environ, **launch.environment(self.cpu_blas, None), **ours}
 
     def _mlx_lm(self, job: BenchJob, seed: int, folder: Path) -> tuple[list[str], dict[str, str]]:
         """As it is installed: nothing of what the engine puts into its environment."""
-        config = _written(folder / "config.yaml", job.for_mlx_lm(seed, folder / "adapters"))  # JSON is YAML
+        config = _written(folder / "config.yaml", as_yaml(job.for_mlx_lm(seed, folder / "adapters")))
         spec = folder / "spec.json"
         job.resolved.store(spec)
         return [sys.executable, "-P", "-m", BASELINE, str(config), str(spec)], dict(os.environ)
@@ -176,6 +177,6 @@ def order(cases: Sequence[Case], pairs: int) -> Iterator[tuple[int, Turn]]:
             yield pair, turn
 
 
-def _written(path: Path, keys: Mapping[str, Any]) -> Path:
-    path.write_text(json.dumps(keys))
+def _written(path: Path, text: str) -> Path:
+    path.write_text(text)
     return path

@@ -23,6 +23,7 @@ MAX_DEPTH = 20
 MAX_NODES = 5_000
 MAX_DIGITS = 100
 MAX_DOTS = 200  # on one line of TOML
+_UNPRINTABLE = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,15 @@ def parse(text: str, name: str) -> JobText:
     _check_depth(values, name)
     places = {keys: _at(name, line) for keys, line in lines.items()}
     return JobText({str(key): value for key, value in values.items()}, name, places)
+
+
+def as_yaml(value: object) -> str:
+    """A value as JSON that YAML reads as the same. Raises `TypeError` or `ValueError` where JSON has no such value.
+
+    JSON escapes a character over U+FFFF as two halves, which YAML takes for two characters; and what YAML forbids, or
+    breaks lines at, may stand in JSON as it is.
+    """
+    return _UNPRINTABLE.sub(lambda found: f"\\U{ord(found[0]):08x}", json.dumps(value, ensure_ascii=False))
 
 
 def too_large(name: str, size: int) -> JobRejected:

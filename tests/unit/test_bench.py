@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from qlora_client.cli import main
 from qlora_engine.bench import jobs
@@ -24,8 +25,8 @@ from qlora_engine.bench.result import (
     speed,
     steady,
 )
-from qlora_engine.bench.run import COMPARED, order
-from qlora_engine.bench.trainer import Reading
+from qlora_engine.bench.run import COMPARED, Bench, order
+from qlora_engine.bench.trainer import Effort, Reading
 from qlora_engine.job import jobfile
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.lock import held
@@ -203,6 +204,21 @@ def test_what_is_wrong_with_a_value_beside_a_replaced_one_is_said_of_its_line(ma
     with pytest.raises(JobRejected) as refused:
         read_bench_job(tmp_path / "job.yaml", {"model": str(made / "model")}, home=tmp_path / "home", work=tmp_path)
     assert refused.value.where == "job.yaml, line 2"
+
+
+def test_mlx_lm_is_given_every_character_as_it_is(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads its config as YAML, which knows nothing of the halves in which JSON writes some of them."""
+    job = read_bench_job(made / "job.json", {"chat_feature": "🚀"}, home=tmp_path / "home", work=tmp_path)
+    configs: list[Any] = []
+
+    def measured(trainer: Trainer, command: list[str], *_: object, **__: object) -> tuple[Measurement, dict[str, Any]]:
+        if trainer == "mlx_lm":
+            configs.append(yaml.safe_load(Path(command[4]).read_text()))
+        return run(trainer, 1.0), {}
+
+    monkeypatch.setattr("qlora_engine.bench.run.measure", measured)
+    Bench(job, ["padded"], 1, Effort(1, 1.0), tmp_path, tmp_path / "logs", "off", 0, lambda *_: None).run()
+    assert [config["chat_feature"] for config in configs] == ["🚀"]
 
 
 def test_the_benchs_own_job_is_the_same_every_time(tmp_path: Path) -> None:

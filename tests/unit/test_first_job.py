@@ -90,14 +90,14 @@ def test_it_takes_data_that_is_there_and_masks_only_what_has_prompts(
         "--data",
         "../my rows",
         "--name",
-        "Büro: 1",
+        "Büro 🚀: 1\x85",
         "--json",
     ]
     assert main(asked) == 0
     written = json.loads(capsys.readouterr().out)["written"]
     assert [Path(path).name for path in written] == ["job.yaml", FILE]
     job = examine(tmp_path / "first" / "job.yaml", home=home.path, base=tmp_path / "first")
-    assert (job.spec.name, job.spec.mask_prompt) == ("Büro: 1", False)
+    assert (job.spec.name, job.spec.mask_prompt) == ("Büro 🚀: 1\x85", False)
     assert list(rows.iterdir()) == [rows / "train.jsonl"]
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from qlora_client.api import Client, LeftBehind, as_overrides
+from qlora_client.cli import main
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.jobfile import parse
 from qlora_engine.job.overrides import DEEPEST, LONGEST, MOST, applied, parsed
@@ -128,6 +131,26 @@ def test_python_values_become_what_set_would_take() -> None:
     assert as_overrides(["iters=5"]) == ("iters=5",)
     with pytest.raises(JobRejected, match="cannot be sent"):
         as_overrides({"iters": object()})
+
+
+@settings(derandomize=True, database=None)
+@given(st.text(max_size=200))
+@example("sql 🚀")
+@example("\x7f\x85\u2028\ufeff\uffff")
+def test_a_text_is_sent_as_it_is(text: str) -> None:
+    """What JSON writes as two halves of a character, and what YAML breaks lines at, is a part of names, too."""
+    ((_, read),) = map(parsed, as_overrides({"samples": [text]}))
+    assert read == [text]
+
+
+def test_the_job_to_wait_for_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named as `qlora ls` shows it."""
+    monkeypatch.delenv("QLORAD_REDIS_URL", raising=False)
+    monkeypatch.setenv("QLORAD_HOME", str(tmp_path / "home"))
+    (tmp_path / "job.yaml").write_text(JOB)
+    assert main(["submit", str(tmp_path), "--after", "sql 🚀"]) == 0
+    (left,) = (tmp_path / "home" / "jobs").iterdir()
+    assert spec(*letters.read(left).submission.overrides).after == ["sql 🚀"]
 
 
 def test_a_submission_that_is_left_behind_keeps_them_and_a_bad_one_is_not_left(

@@ -53,10 +53,10 @@ def submit(
     Of a sweep it is the sweep's. Relative paths in the file start from its folder. Watch the job with `qlora logs -f
     ID`. Where the daemon does not answer, the job is left in the watched folder for when it runs, and no id is printed.
     """
-    import json
+    from qlora_engine.job.jobfile import as_yaml
 
     overrides = list(values or [])
-    overrides += [f"after={json.dumps(after)}"] if after else []
+    overrides += [f"after={as_yaml(after)}"] if after else []
     overrides += [f"priority={priority}"] if priority is not None else []
     overrides += ["urgent=true"] if urgent else []
     overrides += ["hold=true"] if hold else []
