@@ -20,7 +20,7 @@ def seconds_of(value: object) -> float:
     """
     found: float | None = None
     if isinstance(value, int | float) and not isinstance(value, bool):
-        found = float(value)
+        found = value  # no float yet: an integer may be too large for one
     elif isinstance(value, str):
         text = value.strip().lower()
         if re.fullmatch(f"(?:{_PART.pattern})+", text):
@@ -29,7 +29,7 @@ def seconds_of(value: object) -> float:
             found = float(text)
     if found is None or not 0 < found <= LONGEST:
         raise ValueError("should be a duration such as 90s, 30m, 2h30m or 1d, of a year at most")
-    return found
+    return float(found)
 
 
 def moment_of(value: object) -> datetime:

@@ -20,12 +20,19 @@ def test_durations(text: object, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "h", "2x", "-5m", 0, -1, True, None, [], "400d", float("inf"), float("nan"), "1h2"]
+    "text",
+    ["", "h", "2x", "-5m", 0, -1, True, None, [], "400d", float("inf"), float("nan"), "1h2", "9" * 400 + "h"],
 )
 def test_what_is_no_duration_is_refused(text: object) -> None:
     """Rather than read as something."""
     with pytest.raises(ValueError, match="such as"):
         seconds_of(text)
+
+
+def test_a_number_too_large_for_a_float_is_no_duration() -> None:
+    """In JSON and TOML a number may have any length; it would end whoever reads the file."""
+    with pytest.raises(ValueError, match="such as"):
+        seconds_of(10**400)
 
 
 def test_moments(monkeypatch: pytest.MonkeyPatch) -> None:
