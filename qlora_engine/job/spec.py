@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from qlora_engine.job.errors import JobRejected
+from qlora_engine.job.free_section import NotPlain, check_plain
 from qlora_engine.job.jobfile import JobText
 from qlora_engine.job.sweep import Sweep
 from qlora_engine.job.when import seconds_of
@@ -142,6 +143,12 @@ class MlxLmKeys(Section):
     )
     project_name: str | None = Field(default=None, description="of what is reported elsewhere; see `report_to`")
     trust_remote_code: Literal[False] = Field(default=False, description="refused from a job file")
+
+    @field_validator("optimizer_config", "hf_dataset", mode="after")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        check_plain(value)
+        return value
 
     @field_validator("hf_dataset", mode="after")
     @classmethod
@@ -309,8 +316,7 @@ def _describe(problem: Any, job: JobText, kind: type[Wishes]) -> tuple[str, str,
         case "extra_forbidden":
             return f"`{dotted}` is not a key of {kind.FILE}.", where, _nearest(keys, kind)
         case "value_error":
-            remedy = "Correct it." if keys else "Remove one of the two."
-            return f"{problem['ctx']['error']}.", where, remedy
+            return _of_ours(problem["ctx"]["error"], keys, job)
         case "missing":
             lists = "List values by key, for example `learning_rate: [1e-5, 1e-4]`."
             return f"`{dotted}` is missing.", where, lists if keys == ("sweep", "grid") else "Add it."
@@ -332,6 +338,14 @@ def _describe(problem: Any, job: JobText, kind: type[Wishes]) -> tuple[str, str,
         where,
         f"Correct the value of `{keys[-1] if keys else 'the job'}`.{hint}",
     )
+
+
+def _of_ours(error: ValueError, keys: tuple[str, ...], job: JobText) -> tuple[str, str, str]:
+    """`_describe` for an error that one of our own validators raised."""
+    if isinstance(error, NotPlain):
+        keys += error.keys
+        return f"`{'.'.join(keys)}` {error}.", job.where(keys), error.remedy
+    return f"{error}.", job.where(keys), "Correct it." if keys else "Remove one of the two."
 
 
 def _nearest(keys: tuple[str, ...], kind: type[Wishes]) -> str:

@@ -10,6 +10,7 @@ from mlx_lm import lora as mlx_lm_lora
 
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.jobfile import parse
+from qlora_engine.job.overrides import applied
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec, validate
 from qlora_engine.training.optimizer import OPTIMIZERS, build_optimizer
@@ -211,6 +212,39 @@ def test_a_wrong_value_is_refused_with_its_key_and_line(text: str, key: str, hin
     assert error.remedy is not None
     assert hint in error.remedy
     assert " it String" not in error.what
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "remedy"),
+    [
+        ("optimizer_config:\n  adam:\n    x: 2026-01-01", "`optimizer_config.adam.x` is a date", "'2026-01-01'"),
+        ("hf_dataset:\n  config:\n    revision: 2024-05-01", "`hf_dataset.config.revision` is a date", "'2024-05-01'"),
+        ("optimizer_config:\n  adam:\n    x: 2026-01-01 10:00:00", "is a date or time", "'2026-01-01 10:00:00'"),
+        ("optimizer_config:\n  adam:\n    x: !!binary aGk=", "`optimizer_config.adam.x` is a value", "text, in quotes"),
+        ("optimizer_config:\n  adam:\n    x: !!set {a}", "of the kind `set`", "as a list"),
+        ("optimizer_config:\n  adam:\n    x: .nan", "`optimizer_config.adam.x` is nan", "Write a number"),
+        (f"optimizer_config:\n  adam:\n    x: [1, {2**63}]", "`optimizer_config.adam.x.1` is 9", "a smaller number"),
+        ("hf_dataset:\n  config:\n    data_files: {2024-05-01: x}", "has the key datetime", "Write the key in quotes"),
+        ('hf_dataset:\n  config:\n    revision: "\\ud83d"', "holds half a character", "the whole character"),
+    ],
+)
+def test_what_no_json_says_is_refused_in_a_section_of_anybodys_keys(text: str, what: str, remedy: str) -> None:
+    """A job is stored as JSON, so such a value ended the examiner; YAML makes dates of what was meant as a name."""
+    error = refused(f"{text}\n")
+    assert what in error.what
+    assert "also:" not in error.what
+    assert error.where == "job.yaml, line 3"
+    assert remedy in (error.remedy or "")
+
+
+def test_a_date_in_quotes_is_text_and_the_place_of_a_set_one_is_where_it_was_set() -> None:
+    """As the remedy says."""
+    assert spec("hf_dataset: {config: {revision: '2024-05-01'}}").hf_dataset == {"config": {"revision": "2024-05-01"}}
+    with pytest.raises(JobRejected, match="is a date") as caught:
+        validate(applied(parse("model: m", "job.yaml"), ["optimizer_config.adam.x=2026-01-01"]))
+    assert caught.value.where == "--set optimizer_config.adam.x=2026-01-01"
+    with pytest.raises(JobRejected, match=r"`hf_dataset\.1\.path` is a date"):
+        validate(parse("hf_dataset = [{path = 'a/b'}, {path = 2024-05-01}]", "job.toml"))
 
 
 def test_a_number_too_long_to_show_is_refused_like_any_other() -> None:
