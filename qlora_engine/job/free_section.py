@@ -6,9 +6,7 @@ import math
 from datetime import date, datetime, time
 from typing import Any
 
-from qlora_engine.job.wishes import shown
-
-LIMIT = 2**63  # what Python's own integers hold, nobody else reads
+from qlora_engine.job.wishes import LIMIT, shown
 
 
 class NotPlain(ValueError):

@@ -14,7 +14,7 @@ from qlora_engine.job.free_section import NotPlain, check_plain
 from qlora_engine.job.jobfile import JobText
 from qlora_engine.job.sweep import Sweep
 from qlora_engine.job.when import seconds_of
-from qlora_engine.job.wishes import Section, Text, Wishes, read_value, shown
+from qlora_engine.job.wishes import LIMIT, Section, Text, Wishes, read_value, shown
 
 # What `hf_dataset.config` may say to `datasets.load_dataset`: which data, and nothing of how it is loaded.
 HUB_CONFIG = frozenset({"name", "data_dir", "data_files", "revision", "verification_mode", "keep_in_memory"})
@@ -25,8 +25,10 @@ REPORTERS = ("wandb", "swanlab", "tensorboard", "trackio")
 
 AS_WRITTEN = {"as_written": True}  # validation context: only keys that a person wrote are there
 
+INT32 = 2**31  # what counts the tokens of a row, and MLX the steps of a schedule
+
 W = TypeVar("W", bound=Wishes)
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=LIMIT)]
 
 
 class LoraParameters(Section):
@@ -50,7 +52,7 @@ class LoraParameters(Section):
 class Memory(Section):
     """How much memory training may use, and when it gives back what it holds in reserve."""
 
-    limit_gb: Annotated[float, Field(gt=0)] | None = Field(
+    limit_gb: Annotated[float, Field(gt=0, lt=LIMIT)] | None = Field(
         default=None, description="10^9 bytes; what the device recommends when left out"
     )
     cleanup_every: Count | None = Field(
@@ -72,7 +74,7 @@ class LrSchedule(Section):
         description="of mlx.optimizers.schedulers"
     )
     arguments: Annotated[list[float], Field(min_length=1)] = Field(description="of the schedule, in its own order")
-    warmup: Annotated[int, Field(ge=0)] = Field(default=0, description="optimizer steps that lead up to it")
+    warmup: Annotated[int, Field(ge=0, lt=INT32)] = Field(default=0, description="optimizer steps that lead up to it")
     warmup_init: Annotated[float, Field(ge=0)] = Field(default=0.0, description="learning rate where that begins")
 
 
@@ -102,15 +104,15 @@ class MlxLmKeys(Section):
     chat_feature: Text = Field(default="messages", description="key of a row's messages")
     text_feature: Text = Field(default="text", description="key of a row's plain text")
     mask_prompt: bool = Field(default=False, description="learn the answers alone, not the prompts")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+    seed: Annotated[int, Field(ge=0, lt=LIMIT)] = Field(
         default=0, description="decides the order of rows, the adapters' start and dropout"
     )
-    num_layers: Annotated[int, Field(ge=-1)] = Field(
+    num_layers: Annotated[int, Field(ge=-1, lt=LIMIT)] = Field(
         default=16, description="the last so many layers get adapters; -1 for all"
     )
     batch_size: Count = Field(default=4, description="rows of a micro-batch")
     iters: Count = Field(default=1000, description="length of the run in micro-batches")
-    val_batches: Annotated[int, Field(ge=-1)] = Field(
+    val_batches: Annotated[int, Field(ge=-1, lt=LIMIT)] = Field(
         default=25, description="micro-batches of a validation; -1 for all rows, 0 for none"
     )
     learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-5, description="where no schedule sets it")
@@ -120,10 +122,10 @@ class MlxLmKeys(Section):
     resume_adapter_file: Text | None = Field(default=None, description="adapters to start from, .safetensors")
     adapter_path: Text = Field(default="adapters", description="recorded; the result is in the run folder's adapters/")
     test: bool = Field(default=False, description="evaluate test.jsonl in the end")
-    test_batches: Annotated[int, Field(ge=-1)] = Field(
+    test_batches: Annotated[int, Field(ge=-1, lt=LIMIT)] = Field(
         default=500, description="micro-batches of that; -1 for all rows"
     )
-    max_seq_length: Annotated[int, Field(ge=8)] = Field(
+    max_seq_length: Annotated[int, Field(ge=8, lt=INT32)] = Field(
         default=2048, description="tokens of a row; what is longer is cut"
     )
     config: str | None = Field(default=None, description="no meaning inside a config file, as in mlx_lm")
@@ -131,7 +133,7 @@ class MlxLmKeys(Section):
         default=False, description="compute layers again in the backward pass: less memory, more time"
     )
     grad_accumulation_steps: Count = Field(default=1, description="micro-batches of an optimizer step")
-    clear_cache_threshold: Annotated[int, Field(ge=0)] = Field(
+    clear_cache_threshold: Annotated[int, Field(ge=0, lt=LIMIT)] = Field(
         default=0, description="bytes of the allocator's reserve over which it is given back; 0 for by need"
     )
     lr_schedule: LrSchedule | None = Field(default=None, description="the learning rate over optimizer steps")
@@ -183,7 +185,7 @@ class JobSpec(Wishes, MlxLmKeys):
     max_runtime: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="seconds of training, or 30m, 2h30m, 1d: then it is held at a checkpoint"
     )
-    epochs: Annotated[float, Field(gt=0)] | None = Field(
+    epochs: Annotated[float, Field(gt=0, lt=LIMIT)] | None = Field(
         default=None, description="length of the run in passes over the data, instead of `iters`"
     )
     validate_every: Count | None = Field(default=None, description="another name for steps_per_eval")

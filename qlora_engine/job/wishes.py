@@ -12,6 +12,8 @@ from qlora_engine.job.when import moment_of
 
 TARGET = rf"^{targets.NAME.pattern}$"
 
+LIMIT = 2**63  # of whole numbers, which 64 bits hold; more have no meaning, and crash what computes with them
+
 T = TypeVar("T")
 Text = Annotated[str, Field(min_length=1)]
 

@@ -11,9 +11,13 @@ from mlx_lm import lora as mlx_lm_lora
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.jobfile import parse
 from qlora_engine.job.overrides import applied
+from qlora_engine.job.preflight.duration import steps_of
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec, validate
+from qlora_engine.training.documents import Documents
+from qlora_engine.training.memory import Device, limits_of
 from qlora_engine.training.optimizer import OPTIMIZERS, build_optimizer
+from support.token_rows import memory
 
 # Every key of mlx_lm's own example, in its style: an optimizer_config whose entries are empty.
 UPSTREAM = """
@@ -183,6 +187,11 @@ def test_an_unknown_key_of_a_section_is_refused_too() -> None:
         ("learning_rate: .nan", "learning_rate", ""),
         ("learning_rate: .inf", "learning_rate", ""),
         ("epochs: .inf", "epochs", ""),
+        ("epochs: 1e308", "epochs", ""),
+        ("memory: {limit_gb: 1e308}", "memory.limit_gb", ""),
+        (f"max_seq_length: {2**31}", "max_seq_length", ""),
+        (f"iters: {2**63}", "iters", ""),
+        (f"lr_schedule: {{name: cosine_decay, arguments: [1e-5, 9], warmup: {2**31}}}", "lr_schedule.warmup", ""),
         ("grad_clip: .inf", "grad_clip", ""),
         ("mask_prompt: 1", "mask_prompt", ""),
         ("model: 5", "model", ""),
@@ -247,10 +256,21 @@ def test_a_date_in_quotes_is_text_and_the_place_of_a_set_one_is_where_it_was_set
         validate(parse("hf_dataset = [{path = 'a/b'}, {path = 2024-05-01}]", "job.toml"))
 
 
-def test_a_number_too_long_to_show_is_refused_like_any_other() -> None:
+@pytest.mark.parametrize(
+    "key", ["seed", "iters", "max_seq_length", "val_batches", "memory.cleanup_every", "max_runtime"]
+)
+def test_a_number_too_long_to_show_is_refused_like_any_other(key: str) -> None:
     """Python refuses to write it, which is no reason to crash."""
     with pytest.raises(JobRejected, match="too long to show"):
-        validate(parse("seed = 0x" + "f" * 100_000, "job.toml"))
+        validate(parse(f"{key} = 0x{'f' * 100_000}", "job.toml"))
+
+
+def test_the_largest_numbers_that_are_taken_can_be_computed_with() -> None:
+    """A job is accepted in the evening; a number that cannot be would end its survey, or the run at night."""
+    most = spec(f"epochs: {2**62}\nmax_seq_length: {2**31 - 1}\nmemory: {{limit_gb: {2**62}}}")
+    assert steps_of(most, 10**6) > 2**62
+    assert limits_of(most.memory, Device(10**9, None)).limit == 10**9
+    assert Documents(memory(3), most.max_seq_length).lengths.tolist() == [0, 1, 2]
 
 
 def test_every_mistake_is_named_at_once() -> None:

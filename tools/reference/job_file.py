@@ -27,7 +27,8 @@ out, or left empty, and an unknown one is refused with the nearest that there is
 check a job file ([`qlora schema`](commands.md#qlora-schema)).
 
 A micro-batch is `batch_size` rows; `iters` and all that is said to be "between two" of something count micro-batches.
-What the keys do while a job trains: [Training](training.md). In which order jobs go: [The queue](queue.md).
+Whole numbers are under 2^63 where nothing else is said. What the keys do while a job trains: [Training](training.md).
+In which order jobs go: [The queue](queue.md).
 """
 
 DIFFERENCES = """Four of them differ from mlx_lm:

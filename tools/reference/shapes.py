@@ -41,7 +41,9 @@ def shape(schema: Schema, sections: Mapping[str, str]) -> str:  # noqa: PLR0911 
             return f"list of {shape(items, sections)}"
         case {"format": "path"}:
             return "path"
-    limits = _limits(schema)
+    # That whole numbers are what 64 bits hold is, too.
+    known = {word for word in schema if schema["type"] == "integer" and schema[word] == 2**63}
+    limits = _limits({word: value for word, value in schema.items() if word not in known})
     return PLAIN[schema["type"]] + (f" ({limits})" if limits else "")
 
 
@@ -62,6 +64,6 @@ def _limits(schema: Schema) -> str:
 def _number(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return json.dumps(value)
-    if value == 2**63:
-        return "2^63"
+    if value in (2**31, 2**63):
+        return f"2^{int(value).bit_length() - 1}"
     return re.sub(r"e([+-])0*", lambda found: f"e{found[1]}".removesuffix("+"), f"{value:.12g}")
