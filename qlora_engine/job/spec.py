@@ -14,7 +14,7 @@ from qlora_engine.job.free_section import NotPlain, check_plain
 from qlora_engine.job.jobfile import JobText
 from qlora_engine.job.sweep import Sweep
 from qlora_engine.job.when import seconds_of
-from qlora_engine.job.wishes import LIMIT, Section, Text, Wishes, read_value, shown
+from qlora_engine.job.wishes import LIMIT, AnyText, Section, Text, Wishes, read_value, shown
 
 # What `hf_dataset.config` may say to `datasets.load_dataset`: which data, and nothing of how it is loaded.
 HUB_CONFIG = frozenset({"name", "data_dir", "data_files", "revision", "verification_mode", "keep_in_memory"})
@@ -128,7 +128,7 @@ class MlxLmKeys(Section):
     max_seq_length: Annotated[int, Field(ge=8, lt=INT32)] = Field(
         default=2048, description="tokens of a row; what is longer is cut"
     )
-    config: str | None = Field(default=None, description="no meaning inside a config file, as in mlx_lm")
+    config: AnyText | None = Field(default=None, description="no meaning inside a config file, as in mlx_lm")
     grad_checkpoint: bool = Field(
         default=False, description="compute layers again in the backward pass: less memory, more time"
     )
@@ -143,7 +143,7 @@ class MlxLmKeys(Section):
     report_to: Text | list[Text] | None = Field(
         default=None, description="wandb, swanlab, tensorboard, trackio; several with commas, as in mlx_lm"
     )
-    project_name: str | None = Field(default=None, description="of what is reported elsewhere; see `report_to`")
+    project_name: AnyText | None = Field(default=None, description="of what is reported elsewhere; see `report_to`")
     trust_remote_code: Literal[False] = Field(default=False, description="refused from a job file")
 
     @field_validator("optimizer_config", "hf_dataset", mode="after")
@@ -157,6 +157,8 @@ class MlxLmKeys(Section):
     def _harmless(cls, value: Any) -> Any:
         for section in value if isinstance(value, list) else [value or {}]:
             path, config = section.get("path"), section.get("config") or {}
+            if not isinstance(path, str | None):
+                raise ValueError(f"`hf_dataset.path` is {shown(path)}, which is no text")  # noqa: TRY004  # what pydantic takes
             if path in UNPICKLES or str(path).endswith((".py", ".pkl", ".pickle")):
                 raise ValueError(f"`hf_dataset.path` is {path!r:.60}, which would run code that came with the data")
             if not isinstance(config, dict) or (more := sorted(config.keys() - HUB_CONFIG)):

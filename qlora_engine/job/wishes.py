@@ -16,6 +16,7 @@ LIMIT = 2**63  # of whole numbers, which 64 bits hold; more have no meaning, and
 
 T = TypeVar("T")
 Text = Annotated[str, Field(min_length=1)]
+AnyText = Annotated[str, Field(min_length=0)]  # pydantic finds halves of characters only where there is a limit
 
 
 class Section(BaseModel):
