@@ -314,7 +314,7 @@ def _describe(problem: Any, job: JobText, kind: type[Wishes]) -> tuple[str, str,
     # Where a value may have one of several types, pydantic adds the type that it tried: `list[dict[str,any]]`.
     place = problem["loc"]
     keys = tuple(str(part) for number, part in enumerate(place) if number == 0 or "[" not in str(part))
-    dotted = ".".join(keys) or "the job"
+    dotted = _dotted(keys) or "the job"
     where = job.where(keys)
     match problem["type"]:
         case "extra_forbidden":
@@ -344,11 +344,17 @@ def _describe(problem: Any, job: JobText, kind: type[Wishes]) -> tuple[str, str,
     )
 
 
+def _dotted(keys: tuple[str, ...]) -> str:
+    """A key as it is named in a sentence, short enough for one."""
+    name = ".".join(keys)
+    return name if len(name) <= 80 else f"{name[:77]}..."
+
+
 def _of_ours(error: ValueError, keys: tuple[str, ...], job: JobText) -> tuple[str, str, str]:
     """`_describe` for an error that one of our own validators raised."""
     if isinstance(error, NotPlain):
         keys += error.keys
-        return f"`{'.'.join(keys)}` {error}.", job.where(keys), error.remedy
+        return f"`{_dotted(keys)}` {error}.", job.where(keys), error.remedy
     return f"{error}.", job.where(keys), "Correct it." if keys else "Remove one of the two."
 
 

@@ -250,6 +250,12 @@ def test_what_no_json_says_is_refused_in_a_section_of_anybodys_keys(text: str, w
     assert remedy in (error.remedy or "")
 
 
+def test_a_key_too_long_to_show_is_cut() -> None:
+    """A reason of thousands of characters is none that anybody reads."""
+    assert len(refused(f"{'a' * 5000}: 1").what) < 200
+    assert len(refused(f"optimizer_config: {{adam: {{{'a' * 1000}: .nan}}}}").what) < 200
+
+
 def test_a_date_in_quotes_is_text_and_the_place_of_a_set_one_is_where_it_was_set() -> None:
     """As the remedy says."""
     assert spec("hf_dataset: {config: {revision: '2024-05-01'}}").hf_dataset == {"config": {"revision": "2024-05-01"}}
