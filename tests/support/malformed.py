@@ -5,14 +5,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import strategies as st
 
 from qlora_engine.job.jobfile import MAX_BYTES
-from qlora_engine.job.spec import JobSpec, LoraParameters, LrSchedule
+from qlora_engine.job.spec import EarlyStopping, JobSpec, LoraParameters, LrSchedule, Memory
+from qlora_engine.job.sweep import Sweep
 
 KEYS = [*JobSpec.model_fields, *LoraParameters.model_fields, *LrSchedule.model_fields, "alpha", "learning_rat", "after"]
 RIGHT: dict[str, Any] = {"model": "m", "data": "d", "iters": 10, "lora_parameters": {"rank": 8, "scale": 2.0}}
@@ -169,6 +170,60 @@ _words = st.builds(
     st.lists(st.one_of(_pieces, st.sampled_from(KEYS), _hostile), max_size=30),
 )
 
+# One value that cannot be, or hardly, in a job that is right but for it
+
+_SECTIONS = {"lora_parameters": LoraParameters, "lr_schedule": LrSchedule, "memory": Memory,
+             "early_stopping": EarlyStopping, "sweep": Sweep}  # fmt: skip
+_BESIDE = {"lr_schedule": {"name": "cosine_decay", "arguments": [1e-5, 100]}, "sweep": {"grid": {"seed": [1, 2]}}}
+PLACES: list[tuple[str, ...]] = [
+    *((key,) for key in JobSpec.model_fields),
+    *((section, key) for section, kind in _SECTIONS.items() for key in kind.model_fields),
+    ("optimizer_config", "adam"), ("optimizer_config", "adam", "x"), ("optimizer_config", "adam", "x", "y"),
+    ("hf_dataset", "path"), ("hf_dataset", "config"), ("hf_dataset", "config", "revision"), ("sweep", "grid", "iters"),
+    ("sweep", "grid", "max_runtime"), ("sweep", "grid", "optimizer_config.adam.x"), ("sweep", "grid", "memory.limit_gb"),
+]  # fmt: skip
+_AT = "@"  # where the value is put in; the text of no job has it
+_COMMON = ["-1", "0", str(2**31), str(2**63), "1e308", "5e-324", "true", '""', "[]", "{}"]
+LITERALS = {
+    "yaml": [
+        *_COMMON, "9" * 100, "2026-01-01", "0001-01-01", "9999-12-31 23:59:59", "!!binary aGk=", "!!set {a, b}", ".nan",
+        "-.inf", "", "~", "190:20:30", '"\\ud83d"', "{2026-01-01: 1}", "{1: 1}", "[.inf]", "[2026-01-01]",
+    ],
+    "json": [*_COMMON, "9" * 400, "9" * 4000, "NaN", "-Infinity", "null", '"\\ud83d"', "[1e999]", "[%s]" % ("9" * 400)],
+    "toml": [
+        *_COMMON[:-1], "9" * 400, "0x" + "f" * 5000, "nan", "-inf", "2026-01-01", "22:00:00", "9999-12-31T23:59:59Z",
+        "{x = 22:00:00}", "[0x%s]" % ("f" * 5000), "[2026-01-01]",
+    ],
+}  # fmt: skip
+
+
+def one_value(kind: str, place: Sequence[str], literal: str) -> File:
+    """A job file of this kind with one value, as its text, at a place."""
+    job = _with_place({key: value for key, value in RIGHT.items() if (key, *place) != ("iters", "epochs")}, place)
+    text = (
+        "".join(f"{key} = {json.dumps(value)}\n" for key, value in _dotted(job)) if kind == "toml" else json.dumps(job)
+    )
+    return File(f"job.{kind}", text.replace(f'"{_AT}"', literal).encode())
+
+
+def _with_place(section: dict[str, Any], place: Sequence[str]) -> dict[str, Any]:
+    key, *rest = place
+    return section | {key: _with_place(section.get(key, _BESIDE.get(key, {})), rest) if rest else _AT}
+
+
+def _dotted(section: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        name = f"{before}{key if key.isidentifier() else json.dumps(key)}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{name}.")
+        else:
+            yield name, value
+
+
+_one_values = st.sampled_from(sorted(LITERALS)).flatmap(
+    lambda kind: st.builds(one_value, st.just(kind), st.sampled_from(PLACES), st.sampled_from(LITERALS[kind]))
+)
+
 job_files: st.SearchStrategy[File] = st.one_of(
-    _nearly_right, _nearly_right, _nearly_right, _words, _dense_files, _noise
+    _nearly_right, _nearly_right, _nearly_right, _words, _dense_files, _noise, _one_values
 )

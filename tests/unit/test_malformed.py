@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -16,11 +17,18 @@ from qlora_daemon.examining import Ended, ExaminingProcess
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.examine import ExamineRequest, as_line
 from qlora_engine.job.folder import slug
+from qlora_engine.job.preflight.duration import steps_of
+from qlora_engine.job.resolved import AnyResolved, ResolvedJob
 from qlora_engine.job.text import plain, plain_lines
-from support.malformed import File, job_files
+from qlora_engine.training.documents import Documents
+from qlora_engine.training.memory import Device, limits_of
+from qlora_engine.training.optimizer import build_optimizer
+from support.malformed import LITERALS, PLACES, File, job_files, one_value
 from support.service import ROOT
+from support.token_rows import memory
 
 BIDIRECTIONAL = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+ROWS = memory(10)
 FILES = int(os.environ.get("QLORA_TEST_FILES", "400"))  # `make fuzz` asks for 5,000
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bounds memory as only Linux does")
@@ -51,8 +59,10 @@ class Examiner:
             pytest.fail(f"{file!r} ended the examiner: {how}")
         finally:
             path.unlink()
-        if verdict.job is not None:
+        if verdict.accepts:
             self.accepted += 1
+            for job in [verdict.job] if verdict.job else [member.job for member in verdict.sweep.members]:
+                _compute_with(job, file)
             return
         self.rejected += 1
         assert verdict.what, file
@@ -84,6 +94,31 @@ def examiner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Examiner]:
         found = Examiner(folder)
         yield found
         found.close()
+
+
+def _compute_with(job: AnyResolved, file: File) -> None:
+    """Fail unless the job can be stored, and what a survey and a run make of its numbers at once can be made."""
+    try:
+        json.dumps(job.model_dump(mode="json"), ensure_ascii=False, allow_nan=False).encode()
+        if isinstance(job, ResolvedJob):
+            steps_of(job.spec, 10**6)
+            limits_of(job.spec.memory, Device(10**9, None))
+            Documents(ROWS, job.spec.max_seq_length)
+            build_optimizer(job.spec).learning_rate.item()
+    except JobRejected:
+        return  # by the optimizer, with a reason
+    except Exception as error:  # noqa: BLE001  # whatever it is
+        pytest.fail(f"{file!r} is accepted, and then: {error!r}")
+
+
+@pytest.mark.parametrize("place", PLACES, ids=".".join)
+def test_every_value_at_every_place_is_accepted_or_turned_away_with_a_reason(
+    examiner: Examiner, place: tuple[str, ...]
+) -> None:
+    """What is drawn seldom meets the one key that a value crashes; what is accepted can be computed with and stored."""
+    for kind, literals in LITERALS.items():
+        for literal in literals:
+            examiner.examine(one_value(kind, place, literal))
 
 
 @settings(
