@@ -18,7 +18,6 @@ REFERENCE = f"# yaml-language-server: $schema={FILE}"
 ALSO: dict[str, dict[str, Any]] = {
     "after": {"type": "string"},
     "max_runtime": {"type": "string"},
-    "not_before": {"type": "number"},
     "notify": {"type": "string"},
     "packing": {"type": "boolean"},  # YAML's `on` and `off`
 }
@@ -45,11 +44,12 @@ def job_schema() -> Schema:
 def _of(kind: type[Wishes]) -> Schema:
     """The schema of one kind of job."""
     schema = _without_titles(kind.model_json_schema())
-    properties: dict[str, Schema] = schema["properties"]
-    required = schema.get("required", ())
-    for key, one in properties.items():
-        also = [*([ALSO[key]] if key in ALSO else []), *([] if key in required else [{"type": "null"}])]
-        properties[key] = _also(one, also)
+    for part in (schema, *schema.get("$defs", {}).values()):
+        properties: dict[str, Schema] = part["properties"]
+        for key, one in properties.items():
+            also = [ALSO[key]] if part is schema and key in ALSO else []
+            empty = [] if key in part.get("required", ()) else [{"type": "null"}]
+            properties[key] = _also(one, [*also, *empty])
     return schema
 
 

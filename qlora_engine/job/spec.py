@@ -285,10 +285,8 @@ def validate(job: JobText) -> JobSpec:
 
 def validated(kind: type[W], job: JobText) -> W:
     """`validate` for any kind of job."""
-    # A key without a value means its default, as in mlx_lm.
-    values = {key: value for key, value in job.values.items() if value is not None}
     try:
-        spec = kind.model_validate(values, context=AS_WRITTEN)
+        spec = kind.model_validate(job.values, context=AS_WRITTEN)
     except ValidationError as error:
         raise rejected(error, job, kind) from None
     if isinstance(spec, JobSpec) and spec.sweep is not None:

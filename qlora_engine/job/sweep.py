@@ -12,7 +12,9 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from qlora_engine.job.wishes import LIMIT, Section
 
 MOST = 200  # jobs of a sweep, and values of a list
 DEEPEST = 3  # parts of a key, as deep as a job file goes
@@ -51,10 +53,8 @@ _GRID_SCHEMA = {
 }
 
 
-class Sweep(BaseModel):
+class Sweep(Section):
     """What a job file's `sweep` says."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     grid: Annotated[dict[str, Values], BeforeValidator(_flat), WithJsonSchema(_GRID_SCHEMA), Field(min_length=1)] = (
         Field(description="lists of values by key, of a section as `lora_parameters.rank`: each combination is a job")
@@ -62,7 +62,7 @@ class Sweep(BaseModel):
     samples: Annotated[int, Field(ge=1, le=MOST)] | None = Field(
         default=None, description="so many of the combinations, drawn by `seed`; all of them when left out"
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="decides which are drawn")
+    seed: Annotated[int, Field(ge=0, lt=LIMIT)] = Field(default=0, description="decides which are drawn")
     stop_worse_than: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
         description="ends a job whose validation loss is by more than this share above the best that another had "

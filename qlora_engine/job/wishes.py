@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from qlora_engine.job import targets
 from qlora_engine.job.when import moment_of
@@ -23,6 +23,12 @@ class Section(BaseModel):
     """A part of a job file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_keys(cls, value: Any) -> Any:
+        # A key without a value means its default, as in mlx_lm.
+        return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
 class Wishes(Section):

@@ -211,6 +211,8 @@ def check(text: str) -> None:
         "samples: [hello]",
         "report_to: [wandb]",
         "memory: {limit_gb: 8}",
+        "{memory: {limit_gb: , cleanup_every: }, lora_parameters: {rank: , keys: }, early_stopping: {patience: }}",
+        "not_before: '2026-12-01 22:00'",
         "hf_dataset: {path: x/y}",
         "resume_adapter_file:",
     ],
@@ -229,6 +231,7 @@ def test_what_the_daemon_takes_the_schema_takes(text: str) -> None:
         "lora_parameters: {alpha: 16}", "lora_parameters: {rank: 0}", "learning_rate: -1", "priority: 101",
         "lr_schedule: {name: cosine_decay}", "samples: 21", "packing: never", "model: ''", "seed: -1",
         "{fuse: sql, iters: 5}", "{fuse: sql, export: onnx}", "{fuse: ''}", "fuse:", "{fuse: sql, add_as: ../x}",
+        "not_before: 1800000000", "lr_schedule: {name: , arguments: [1]}",
     ],
 )  # fmt: skip
 def test_what_the_daemon_refuses_the_schema_refuses(text: str) -> None:

@@ -14,7 +14,7 @@ from qlora_client.cli import main
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.jobfile import parse
 from qlora_engine.job.overrides import DEEPEST, LONGEST, MOST, applied, parsed
-from qlora_engine.job.spec import validate
+from qlora_engine.job.spec import LoraParameters, validate
 from qlora_worker import letters
 
 JOB = """\
@@ -78,6 +78,12 @@ def test_of_two_values_for_a_key_the_later_counts_and_an_empty_one_takes_it_away
     assert spec("iters=7", "iters=9").iters == 9
     found = spec("iters=", "epochs=2")
     assert (found.iters, found.epochs) == (1000, 2)
+
+
+def test_an_empty_value_takes_a_key_of_a_section_away() -> None:
+    """As the documentation says of every key."""
+    assert spec("lora_parameters.rank=").lora_parameters == LoraParameters(scale=10.0)
+    assert spec("lora_parameters.rank=", "lora_parameters.scale=null").lora_parameters == LoraParameters()
 
 
 def test_the_file_itself_stays_as_it_was() -> None:

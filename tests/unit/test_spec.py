@@ -13,7 +13,7 @@ from qlora_engine.job.jobfile import parse
 from qlora_engine.job.overrides import applied
 from qlora_engine.job.preflight.duration import steps_of
 from qlora_engine.job.resolved import ResolvedJob
-from qlora_engine.job.spec import JobSpec, validate
+from qlora_engine.job.spec import EarlyStopping, JobSpec, validate
 from qlora_engine.training.documents import Documents
 from qlora_engine.training.memory import Device, limits_of
 from qlora_engine.training.optimizer import OPTIMIZERS, build_optimizer
@@ -132,6 +132,22 @@ def test_a_data_set_of_the_hub_brings_no_code(section: str) -> None:
 def test_a_key_without_a_value_means_its_default() -> None:
     """As in mlx_lm, whose configs leave keys empty."""
     assert spec("iters:\nlr_schedule: null\nlora_parameters:\n") == JobSpec()
+    assert spec("lora_parameters:\n  rank:\n  keys:\nmemory:\n  cleanup_every:\n") == JobSpec()
+    assert spec("early_stopping:\n  patience:\n").early_stopping == EarlyStopping()
+    schedule = spec("lr_schedule:\n  name: cosine_decay\n  arguments: [1e-5, 9]\n  warmup:\n").lr_schedule
+    assert schedule is not None
+    assert schedule.warmup == 0
+
+
+def test_what_has_no_default_may_not_be_left_empty_and_what_is_a_librarys_stays_empty() -> None:
+    """A schedule without a name is none; None may mean something to `load_dataset`."""
+    error = refused("lr_schedule:\n  name:\n  arguments: [1e-5, 9]\n")
+    assert "`lr_schedule.name` is missing" in error.what
+    assert error.where == "job.yaml, line 2"
+    text = "hf_dataset: {path: a/b, config: {name: }}\noptimizer_config: {adam: {x: }}"
+    found = spec(text)
+    assert found.hf_dataset == {"path": "a/b", "config": {"name": None}}
+    assert found.optimizer_config == {"adam": {"x": None}}
 
 
 def test_a_resolved_job_is_read_back_as_it_was(tmp_path: Any) -> None:

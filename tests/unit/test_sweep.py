@@ -154,6 +154,19 @@ def test_what_is_wrong_is_said_of_its_key_and_line(sweep: str, words: list[str],
     assert refused.remedy
 
 
+def test_an_empty_key_means_its_default() -> None:
+    """Of the section itself, and of one that is listed: a job without it is one of the sweep."""
+    text = "sweep:\n  grid:\n    lora_parameters.rank: [null, 4]\n  seed:\n  samples:\n"
+    job = parse(text, "job.yaml")
+    sweep = sweep_of(job)
+    assert sweep is not None
+    assert (sweep.seed, sweep.samples) == (0, None)
+    assert [draft.settings for draft in drafts(job, sweep)] == [
+        {"lora_parameters.rank": 8},
+        {"lora_parameters.rank": 4},
+    ]
+
+
 def test_a_value_that_is_not_drawn_is_checked_all_the_same() -> None:
     """Another seed, or more samples, would draw it."""
     for seed in range(5):

@@ -22,9 +22,10 @@ HEAD = """# The job file
 
 A job file is a config of `mlx_lm.lora -c config.yaml`: mlx_lm's keys mean the same here and have mlx_lm's defaults, so
 that a file which works there can be dropped here. Keys of ours come on top. YAML, JSON and TOML; every key may be left
-out, or left empty, and an unknown one is refused with the nearest that there is. This page is made from
-`qlora_engine/job/spec.py` by `make docs`, and so is [`job.schema.json`](job.schema.json), by which editors complete and
-check a job file ([`qlora schema`](commands.md#qlora-schema)).
+out, or left empty, but `name` and `arguments` of a schedule and the `grid` of a sweep, and an unknown one is refused
+with the nearest that there is. This page is made from `qlora_engine/job/spec.py` by `make docs`, and so is
+[`job.schema.json`](job.schema.json), by which editors complete and check a job file
+([`qlora schema`](commands.md#qlora-schema)).
 
 A micro-batch is `batch_size` rows; `iters` and all that is said to be "between two" of something count micro-batches.
 Whole numbers are under 2^63 where nothing else is said. What the keys do while a job trains: [Training](training.md).
