@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qlora_client import listing
+from qlora_client.api import Client
 from qlora_client.cli import app, main
 from qlora_engine.job.folder import Home
 from qlora_engine.job.lock import held
@@ -68,6 +69,24 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "job.yaml").write_text("model: smollm2\n")
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["sql -5 --urgent", "sql --urgent -5", "--urgent sql -5", "sql --urgent -- -5", "--urgent -- sql -5"],
+)
+def test_a_priority_under_zero_is_no_option(home: Home, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    """A lower priority than that of all others is half of what there is to say."""
+    make_job(home, State.QUEUED)
+    asked: list[object] = []
+
+    def prioritise(client: Client, job: str, priority: int | None, *, urgent: bool | None) -> JobRecord:
+        asked.append((job, priority, urgent))
+        return client.job(job)
+
+    monkeypatch.setattr(Client, "prioritise", prioritise)
+    assert main(["prioritise", *words.split()]) == 0
+    assert asked == [("sql", -5, True)]
+
+
 @pytest.mark.usefixtures("working_folder")
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
@@ -87,6 +106,7 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["release", "sql"], 69, "The daemon does not run"),
         (["retry", "sql"], 69, "The daemon does not run"),
         (["prioritise", "sql", "5"], 69, "The daemon does not run"),
+        (["prioritise", "sql", "-5"], 69, "The daemon does not run"),
         (["pause", "--for", "2h"], 69, "The daemon does not run"),
         (["resume"], 69, "The daemon does not run"),
         (["models", "add", "missing.gguf"], 66, "neither a known model nor a file named missing.gguf"),
@@ -116,6 +136,10 @@ def test_a_failure_is_one_clear_error_with_its_exit_code(
         ["models", "rm"],
         ["prioritise", "a"],
         ["prioritise", "a", "101"],
+        ["prioritise", "a", "-101"],
+        ["prioritise", "a", "-5", "-6"],
+        ["prioritise", "a", "-5x"],
+        ["prioritise", "a", "-5", "--urgently"],
         ["pause", "--for", "soon"],
         ["top", "--every", "0"],
         ["compare"],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from qlora_client.commands.common import (
     AsJson,
@@ -24,6 +26,19 @@ if TYPE_CHECKING:
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
 # ruff: noqa: PLC0415
+
+
+class TakesNumbersUnderZero(TyperCommand):
+    """A command, without options that take a value, of which a word such as `-5` is an argument."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # Any: typer keeps the class of it to itself
+        """As every command does it, with such words behind `--`: before it they are options that there are not."""
+        end = args.index("--") if "--" in args else len(args)
+        numbers = [word for word in args[:end] if re.fullmatch(r"-\d+", word)]
+        if numbers:
+            others = [word for word in args[:end] if word not in numbers]
+            args = [*others, "--", *numbers, *args[end + 1 :]]
+        return super().parse_args(ctx, args)
 
 
 def hold(job: JobId, as_json: AsJson = False) -> None:
