@@ -134,7 +134,8 @@ class GarbageForManifest(Fault):
         world.kill_everything()
         folder = world.daemon.home.state / "appendonlydir"
         folder.mkdir(exist_ok=True)  # an earlier fault may have caught Valkey before it made one
-        (folder / "appendonly.aof.manifest").write_bytes(world.draw.randbytes(100))
+        # Not "#" first, which begins a comment: a manifest of comments alone is one of an empty file.
+        (folder / "appendonly.aof.manifest").write_bytes(b"\0" + world.draw.randbytes(99))
         _start_on_damage(world)
 
 
