@@ -101,6 +101,11 @@ class Kernel:
         )
 
 
+def has_tensor_cores() -> bool:
+    """Whether the GPU multiplies matrices of 16 bits as our kernels ask it to: from compute capability 8.0."""
+    return int(mx.device_info().get("compute_capability_major", 0)) >= 8
+
+
 Function = Callable[[mx.array], mx.array]
 Compared = Callable[[mx.array, mx.array], list[mx.array]]
 

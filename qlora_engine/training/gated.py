@@ -14,11 +14,12 @@ from mlx import nn
 
 from qlora_engine.job.preflight.batch import CHUNK
 from qlora_engine.training import gated_kernels
+from qlora_engine.training.adapter_products import Adapter
 from qlora_engine.training.chunks import in_chunks
 from qlora_engine.training.cuda import EIGHT, Pair
 from qlora_engine.training.device import SLOW_EXP, exp, on_cpu
 from qlora_engine.training.frozen import FrozenLinear, backward
-from qlora_engine.training.lowrank import LowRank, of_parts, with_parts
+from qlora_engine.training.lowrank import LowRank, gradients_of, with_adapter
 from qlora_engine.training.siblings import Siblings
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -86,24 +87,24 @@ def gated_down(down: LowRank, gate: mx.array, up: mx.array) -> mx.array:
         down: its input is not dropped out.
         gate, up: (..., D), of one type.
     """
-    a, b = down.lora_a.astype(gate.dtype), down.scaled_b(gate.dtype)
+    adapter = down.adapter(gate.dtype)
     layer: nn.Linear | FrozenLinear = down.linear
 
     @mx.custom_function
-    def product(gate: mx.array, up: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
-        return with_parts(layer, _silu_times(gate, up), a, b)
+    def product(gate: mx.array, up: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, ...]:
+        return with_adapter(layer, _silu_times(gate, up), Adapter(adapter.how, a, b))
 
     @product.vjp
     def backward(
         primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
     ) -> tuple[mx.array, ...]:
-        (gate, up, a, b), cotangent, inner = primals, cotangents[0], outputs[1]
+        (gate, up, a, _), cotangent, (_, inner, ready) = primals, cotangents[0], outputs
         # Tied to the cotangent, or it would be the forward pass's product, and be kept.
         x = _silu_times(*mx.depends([gate, up], [cotangent]))
-        of_x, of_a, of_b = of_parts(layer, x, inner, (a, b), cotangent)
+        of_x, of_a, of_b = gradients_of(layer, x, Adapter(adapter.how, a, ready), inner, cotangent)
         return *_gradients(gate, up, of_x), of_a, of_b
 
-    result: Any = product(gate, up, a, b)
+    result: Any = product(gate, up, adapter.a, adapter.b)
     y: mx.array = result[0]
     return y
 
@@ -120,23 +121,23 @@ def gated_down_of_both(down: LowRank, both: mx.array) -> mx.array:
         down: its input is not dropped out.
         both: (..., 2 D), the gate first.
     """
-    a, b = down.lora_a.astype(both.dtype), down.scaled_b(both.dtype)
+    adapter = down.adapter(both.dtype)
     layer: nn.Linear | FrozenLinear = down.linear
 
     @mx.custom_function
-    def product(both: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
-        return with_parts(layer, _silu_times(*mx.split(both, 2, axis=-1)), a, b)
+    def product(both: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, ...]:
+        return with_adapter(layer, _silu_times(*mx.split(both, 2, axis=-1)), Adapter(adapter.how, a, b))
 
     @product.vjp
     def backward(
         primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
     ) -> tuple[mx.array, ...]:
-        (both, a, b), cotangent, inner = primals, cotangents[0], outputs[1]
+        (both, a, _), cotangent, (_, inner, ready) = primals, cotangents[0], outputs
         x = _silu_times(*mx.split(mx.depends([both], [cotangent])[0], 2, axis=-1))
-        of_x, of_a, of_b = of_parts(layer, x, inner, (a, b), cotangent)
+        of_x, of_a, of_b = gradients_of(layer, x, Adapter(adapter.how, a, ready), inner, cotangent)
         return _gradient_of_both(both, of_x), of_a, of_b
 
-    result: Any = product(both, a, b)
+    result: Any = product(both, adapter.a, adapter.b)
     y: mx.array = result[0]
     return y
 
@@ -158,25 +159,26 @@ def _gradient_of_both(both: mx.array, cotangent: mx.array) -> mx.array:
 
 def gated_down_by_kernels(down: LowRank, both: mx.array) -> mx.array:
     """The same as `gated_down_of_both`, where one kernel makes the gradient and the product again."""
-    a, b = down.lora_a.astype(both.dtype), down.scaled_b(both.dtype)
+    adapter = down.adapter(both.dtype)
     layer: nn.Linear | FrozenLinear = down.linear
 
     @mx.custom_function
-    def product(both: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
-        return with_parts(layer, gated_kernels.product_of_both(both), a, b)
+    def product(both: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, ...]:
+        return with_adapter(layer, gated_kernels.product_of_both(both), Adapter(adapter.how, a, b))
 
     @product.vjp
     def gradients(
         primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
     ) -> tuple[mx.array, ...]:
-        (both, a, b), (cotangent, _), (_, inner) = primals, cotangents, outputs
-        back = cotangent @ b.T
-        of_x = mx.addmm(backward(layer, cotangent), back, a.T)
+        (both, a, _), cotangent, (_, inner, ready) = primals, cotangents[0], outputs
+        how = adapter.how
+        back = how.back(cotangent, ready)
+        of_x = how.add_back(backward(layer, cotangent), back, a)
         of_both, x = gated_kernels.gradient_of_both(both, of_x)
-        of_a, of_b = x.T @ back, inner.T @ cotangent
+        of_a, of_b = how.of_a(x, back), how.of_b(inner, cotangent)
         return mx.depends([of_both], [of_a, of_b])[0], of_a, of_b
 
-    results: Any = product(both.reshape(-1, both.shape[-1]), a, b)
+    results: Any = product(both.reshape(-1, both.shape[-1]), adapter.a, adapter.b)
     y: mx.array = results[0]
     return y.reshape(*both.shape[:-1], y.shape[-1])
 
@@ -271,7 +273,7 @@ class Gated(nn.Module):
 
 def _gated(module: nn.Module, x: mx.array) -> mx.array:
     down, both = module.down_proj, _siblings(module)
-    again = isinstance(down, LowRank) and not down.drops and not on_cpu()
+    again = isinstance(down, LowRank) and down.alone and not down.drops and not on_cpu()
     if again and both is not None:
         return (gated_down_by_kernels if module.kernels else gated_down_of_both)(down, both.joint(x))
     gate, up = module.gate_proj(x), module.up_proj(x)

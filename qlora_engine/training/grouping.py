@@ -15,9 +15,9 @@ from mlx.utils import tree_map, tree_map_with_path, tree_unflatten
 from qlora_engine.training.device import on_cpu
 from qlora_engine.training.lowrank import LowRank
 from qlora_engine.training.recompute import recomputes
-from qlora_engine.training.siblings import Siblings
+from qlora_engine.training.siblings import Siblings, groups_of
 from qlora_engine.training.tree import Tree, flat
-from qlora_engine.training.vectors import Group, Vectors, fits_together, laid_out
+from qlora_engine.training.vectors import Group, Joint, Vectors, fits_together, laid_out
 
 ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
 # What these do to a number depends on that number alone; Muon and Adafactor look at whole matrices.
@@ -100,8 +100,8 @@ class Grouping:
     def place(self, pieces: Mapping[str, mx.array]) -> None:
         """Have the model compute with these pieces; within `placing`."""
         for siblings, (a, b) in self._joint.items():
-            siblings.place(pieces[a[0]], pieces[b[0]])
-        joint = {paths[0] for pair in self._joint.values() for paths in pair}
+            siblings.place(pieces[a.paths[0]], pieces[b.paths[0]])
+        joint = {piece.paths[0] for pair in self._joint.values() for piece in pair}
         self._model.update(tree_unflatten([(path, piece) for path, piece in pieces.items() if path not in joint]))
 
     @contextmanager
@@ -135,12 +135,12 @@ class Grouping:
 
     def _lying_together(
         self, shapes: Mapping[str, tuple[int, ...]], alike: Mapping[str, list[str]]
-    ) -> dict[Siblings, tuple[tuple[str, ...], tuple[str, ...]]]:
-        """The paths of the A and of the B matrices of siblings that can be computed with as they lie in a vector."""
+    ) -> dict[Siblings, tuple[Joint, Joint]]:
+        """The A and the B matrices of siblings that can be computed with as they lie in a vector."""
         key_of = {path: key for key, paths in alike.items() for path in paths}
         names = {id(module): name for name, module in self._low_rank.items()}
         found = {}
-        for siblings in {m.siblings: None for m in self._low_rank.values() if isinstance(m.siblings, Siblings)}:
+        for siblings in groups_of(self._model):
             a, b = (
                 tuple(f"{names[id(member)]}.{leaf}" for member in siblings.members) for leaf in ("lora_a", "lora_b")
             )
@@ -148,7 +148,7 @@ class Grouping:
                 all(path in shapes for path in paths) and len({key_of[path] for path in paths}) == 1 for paths in (a, b)
             )
             if one_vector and fits_together(shapes[path] for path in (*a, *b)):
-                found[siblings] = (a, b)
+                found[siblings] = (Joint(a, turned=True), Joint(b, turned=not siblings.how.flat))
         return found
 
     def _key(self, path: str) -> str:
@@ -161,7 +161,7 @@ class Grouping:
         return float(self._low_rank[module].scale) if name == "lora_b" and module in self._low_rank else 1.0
 
     def _group(self, shapes: dict[str, tuple[int, ...]], kind: mx.Dtype, *, joined: bool) -> Group:
-        joint = [paths for pair in self._joint.values() for paths in pair if joined and paths[0] in shapes]
+        joint = [piece for pair in self._joint.values() for piece in pair if joined and piece.paths[0] in shapes]
         leaves, pieces, length = laid_out(shapes, joint)
         path = leaves[0].path
         return Group(leaves, pieces, length, kind, self._factor(path), path.endswith("lora_b"), joined)

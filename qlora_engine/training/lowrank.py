@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.tuner.lora import LoRALinear
 
+from qlora_engine.training.adapter_products import UPRIGHT, Adapter, Matrices
 from qlora_engine.training.dropout import KeyedDropout
 from qlora_engine.training.frozen import FrozenLinear, Ways, backward, forward, use
 
@@ -17,10 +18,15 @@ Watch = Callable[["LowRank", mx.array], object]
 
 
 class Together(Protocol):
-    """Layers that are computed as one."""
+    """Layers that are computed as one, or a layer whose adapter is computed otherwise."""
+
+    members: tuple[LowRank, ...]
 
     def output(self, member: LowRank, x: mx.array) -> mx.array:
         """What one of them maps x to."""
+
+    def adapter(self, kind: mx.Dtype) -> Adapter:
+        """That of all, in that type."""
 
 
 class LowRank(LoRALinear):
@@ -44,8 +50,9 @@ class LowRank(LoRALinear):
             LowRank._watch(self, x)
         if self.siblings is not None:
             return self.siblings.output(self, x)
-        a, b = self.lora_a.astype(x.dtype), self.scaled_b(x.dtype)
-        return _dropped(self.linear, x, self.dropout(x), a, b) if self.drops else _product(self.linear, x, a, b)
+        if self.drops:
+            return _dropped(self.linear, x, self.dropout(x), *self.upright(x.dtype))
+        return adapted(self.linear, x, self.adapter(x.dtype))
 
     @staticmethod
     @contextmanager
@@ -67,9 +74,18 @@ class LowRank(LoRALinear):
         """Whether its input is not the frozen layer's."""
         return self.has_dropout and self.training
 
-    def scaled_b(self, kind: mx.Dtype) -> mx.array:
-        """The B matrix with the scale, (rank, E)."""
-        return (self.lora_b if self.folded else self.scale * self.lora_b).astype(kind)
+    @property
+    def alone(self) -> bool:
+        """Whether no other layer is computed with it."""
+        return self.siblings is None or len(self.siblings.members) == 1
+
+    def upright(self, kind: mx.Dtype) -> Matrices:
+        """A, (D, rank), and B with the scale, (rank, E)."""
+        return self.lora_a.astype(kind), (self.lora_b if self.folded else self.scale * self.lora_b).astype(kind)
+
+    def adapter(self, kind: mx.Dtype) -> Adapter:
+        """Its own in that type, if it is alone, or that of all with which it is computed."""
+        return Adapter(UPRIGHT, *self.upright(kind)) if self.siblings is None else self.siblings.adapter(kind)
 
 
 def replace_lora(model: nn.Module) -> int:
@@ -90,59 +106,55 @@ def _known(layer: nn.Module) -> bool:
     return type(layer) in (nn.Linear, nn.QuantizedLinear, FrozenLinear)
 
 
-def _product(layer: nn.Linear | FrozenLinear, x: mx.array, a: mx.array, b: mx.array) -> mx.array:
-    """layer(x) + x @ a @ b.
+def adapted(layer: nn.Linear | FrozenLinear, x: mx.array, adapter: Adapter) -> mx.array:
+    """layer(x) + x @ A @ B.
 
     Args:
         x: (..., D).
-        a: (D, rank).
-        b: (rank, E).
     """
+    how = adapter.how
 
     @mx.custom_function
-    def product(x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
-        return with_parts(layer, x, a, b)
+    def product(x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        return with_adapter(layer, x, Adapter(how, a, b))
 
     @product.vjp
     def gradients(
         primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
     ) -> tuple[mx.array, ...]:
-        (x, a, b), cotangent, inner = primals, cotangents[0], outputs[1]
-        return of_parts(layer, x, inner, (a, b), cotangent)
+        (x, a, _), (_, inner, ready) = primals, outputs
+        return gradients_of(layer, x, Adapter(how, a, ready), inner, cotangents[0])
 
-    result: Any = product(x, a, b)
-    y: mx.array = result[0]
+    results: Any = product(x, adapter.a, adapter.b)
+    y: mx.array = results[0]
     return y
 
 
-def with_parts(layer: nn.Linear | FrozenLinear, x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
-    """layer(x) + x @ a @ b, and x @ a as (N, rank)."""
-    flat = _flat(x)
-    inner = flat @ a
-    y = mx.addmm(forward(layer, flat), inner, b)
-    return y.reshape(*x.shape[:-1], y.shape[-1]), inner
+def with_adapter(layer: nn.Linear | FrozenLinear, x: mx.array, adapter: Adapter) -> tuple[mx.array, mx.array, mx.array]:
+    """layer(x) + x @ A @ B, and what the gradient takes of it: x @ A as (N, rank), and B as the products take it."""
+    how, flat = adapter.how, _flat(x)
+    ready = how.ready(adapter.b)
+    inner = how.inner(flat, adapter.a)
+    y = how.add(forward(layer, flat), inner, ready)
+    return y.reshape(*x.shape[:-1], y.shape[-1]), inner, ready
 
 
-def of_parts(
-    layer: nn.Linear | FrozenLinear,
-    x: mx.array,
-    inner: mx.array,
-    ab: tuple[mx.array, mx.array],
-    cotangent: mx.array,
-    *,
-    turned: bool = False,
+def gradients_of(
+    layer: nn.Linear | FrozenLinear, x: mx.array, adapter: Adapter, inner: mx.array, cotangent: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """The gradients of layer(x) + inner @ b, where inner is x @ a, for x, a and b.
-
-    With `turned` a and b are given as they lie in a vector, (rank, D) and (E, rank), and their gradients are like them.
+    """The gradients of layer(x) + x @ A @ B for x, A and B.
 
     That of x waits for the others. The gradients of all layers are joined at the end, and until then nothing else
     would ask for them: the inputs of every layer, made again or not, would be there until the last.
+
+    Args:
+        adapter: its B ready for the products.
+        inner: x @ A, (N, rank).
     """
-    (a, b), flat, cotangent = ab, _flat(x), _flat(cotangent)
-    back = cotangent @ (b if turned else b.T)
-    of_a, of_b = (back.T @ flat, cotangent.T @ inner) if turned else (flat.T @ back, inner.T @ cotangent)
-    (of_x,) = mx.depends([mx.addmm(backward(layer, cotangent), back, a if turned else a.T)], [of_a, of_b])
+    (how, a, ready), flat, cotangent = adapter, _flat(x), _flat(cotangent)
+    back = how.back(cotangent, ready)
+    of_a, of_b = how.of_a(flat, back), how.of_b(inner, cotangent)
+    (of_x,) = mx.depends([how.add_back(backward(layer, cotangent), back, a)], [of_a, of_b])
     return of_x.reshape(x.shape), of_a, of_b
 
 

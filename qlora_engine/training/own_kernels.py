@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 import mlx.core as mx
 from mlx import nn
 
-from qlora_engine.training import gated, norms, rotary, siblings
+from qlora_engine.training import adapter_pairs, gated, norms, rotary
 from qlora_engine.training.cuda import KINDS, Pair
 
 WORTH = 0.97  # of MLX's time
@@ -18,7 +18,8 @@ PAIRS: dict[str, Callable[[nn.Module, int, mx.Dtype], Pair | None]] = {
     "rotary": rotary.pair,
     "norms": norms.pair,
     "gated": gated.pair,
-    "siblings": siblings.pair,
+    "siblings": adapter_pairs.pair_of_blocks,
+    "adapters": adapter_pairs.pair_of_products,
 }
 Timings = dict[str, tuple[float, float]]
 
@@ -67,4 +68,6 @@ def use(model: nn.Module, names: Collection[str], longest: int) -> None:
     if "gated" in names:
         gated.use_kernels(model)
     if "siblings" in names:
-        siblings.use_kernels(model)
+        adapter_pairs.use_for_blocks(model)
+    if "adapters" in names:
+        adapter_pairs.use_for_products(model)

@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from mlx import nn
 
-from qlora_engine.training import block_kernels
-from qlora_engine.training.cuda import EIGHT, Compared, Pair
+from qlora_engine.training.adapter_products import Adapter, InBlocks, Products
 from qlora_engine.training.frozen import FrozenLinear
-from qlora_engine.training.lowrank import LowRank, of_parts, with_parts
+from qlora_engine.training.lowrank import LowRank, adapted
 
 ROUNDS = 3
 WORTH = 0.97  # of the time apart
@@ -27,28 +25,23 @@ WORTH = 0.97  # of the time apart
 class Siblings:
     """Layers that are called one after the other with one input, computed when the first of them is.
 
-    Their frozen matrices are one matrix, of which the layers' own are parts, without a copy. Their adapters are one of
-    all their ranks, whose B matrix has a block for each of them and zeros beside it.
+    Their frozen matrices are one matrix, of which the layers' own are parts, without a copy, and their adapters are one
+    of all their ranks. One layer by itself is a sibling of none, whose adapter kernels of our own compute.
 
     Args:
         members: low-rank layers of one rank, whose frozen layers are of one kind.
 
     Attributes:
-        kernels: it uses those of `block_kernels`.
+        how: their adapter is computed.
     """
 
-    kernels = False
+    how: Products
 
     def __init__(self, members: Sequence[LowRank]) -> None:
         self.members = tuple(members)
-        self._layer = _stacked([member.linear for member in members])
-        widths = [member.linear.weight.shape[0] for member in members]
-        self._ends = list(itertools.accumulate(widths))
-        whose = np.repeat(np.arange(len(widths)), widths)  # (E,)
-        self._own = mx.array(whose[:, None] == np.arange(len(widths)))[..., None]  # bool (E, n, 1)
-        self._rows = mx.array(np.arange(len(whose)) * len(widths) + whose)  # of (E × n, rank), those that are not zero
-        self._whose = mx.array(whose.astype(np.uint32))
-        mx.eval(self._own, self._rows, self._whose)
+        self._layer = _stacked([member.linear for member in members]) if len(members) > 1 else members[0].linear
+        self.widths = [member.linear.weight.shape[0] for member in members]
+        self.how = self.in_blocks = InBlocks(self.widths)
         self._placed: tuple[mx.array, mx.array] | None = None
         self._input: mx.array | None = None
         self._waiting: dict[int, mx.array] = {}
@@ -56,7 +49,7 @@ class Siblings:
     def output(self, member: LowRank, x: mx.array) -> mx.array:
         """What one of the layers maps x to, (..., D) to (..., E)."""
         if self._input is not x:
-            outputs = mx.split(self.joint(x), self._ends[:-1], axis=-1)
+            outputs = mx.split(self.joint(x), list(itertools.accumulate(self.widths))[:-1], axis=-1)
             self._input, self._waiting = x, dict(zip(map(id, self.members), outputs, strict=True))
         y = self._waiting.pop(id(member))
         if not self._waiting:
@@ -75,84 +68,25 @@ class Siblings:
 
     def joint(self, x: mx.array) -> mx.array:
         """What all of them map x to, side by side in the order of the members."""
-        layer = self._layer
+        return adapted(self._layer, x, self.adapter(x.dtype))
 
-        @mx.custom_function
-        def product(x: mx.array, a: mx.array, b: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-            blocks = self._blocks(b, kernels=self.kernels)
-            return *with_parts(layer, x, a.T, blocks.T), blocks
-
-        @product.vjp
-        def gradients(
-            primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
-        ) -> tuple[mx.array, mx.array, mx.array]:
-            (x, a, _), (_, inner, blocks) = primals, outputs
-            of_x, of_a, of_blocks = of_parts(layer, x, inner, (a, blocks), cotangents[0], turned=True)
-            return of_x, of_a, self._of_blocks(of_blocks, kernels=self.kernels)
-
-        results: Any = product(x, *(self._placed or self.adapters(x.dtype)))
-        y: mx.array = results[0]
-        return y
-
-    def adapters(self, kind: mx.Dtype) -> tuple[mx.array, mx.array]:
-        """The members' A and B matrices below each other, transposed: (n × rank, D), and (E, rank) with the scale."""
-        a = [member.lora_a.astype(kind).T for member in self.members]
-        return mx.concatenate(a), mx.concatenate([member.scaled_b(kind).T for member in self.members])
+    def adapter(self, kind: mx.Dtype) -> Adapter:
+        """That of all their ranks, in that type."""
+        return Adapter(self.how, *(self._placed or self.how.laid([member.upright(kind) for member in self.members])))
 
     def place(self, a: mx.array, b: mx.array) -> None:
-        """Compute with these for `adapters` until they are displaced."""
+        """Compute with these for the members' until they are displaced."""
         self._placed = (a, b)
 
     def displace(self) -> None:
         """Compute with the members' own again."""
         self._placed = None
 
-    def _blocks(self, b: mx.array, *, kernels: bool) -> mx.array:
-        """B of all, transposed: (E, n × rank), of which each row has numbers in the columns of its member alone."""
-        if kernels:
-            return block_kernels.spread(b, self._whose, len(self.members))
-        return mx.where(self._own, b[:, None], mx.zeros((), b.dtype)).reshape(b.shape[0], -1)
 
-    def _of_blocks(self, gradient: mx.array, *, kernels: bool) -> mx.array:
-        """The gradient of B of all, (E, rank), from that of its blocks."""
-        if kernels:
-            return block_kernels.gather(gradient, self._whose, len(self.members))
-        return gradient.reshape(-1, gradient.shape[1] // len(self.members))[self._rows]
-
-    def pair(self, kind: mx.Dtype) -> Pair:
-        """The kernels for blocks and what MLX computes, to be compared."""
-
-        def compared(*, kernels: bool) -> Compared:
-            def there_and_back(x: mx.array, cotangent: mx.array) -> list[mx.array]:
-                b = self._of_blocks(x, kernels=kernels)
-                return [self._blocks(b + cotangent, kernels=kernels), b]
-
-            return there_and_back
-
-        rows, rank, count = self._whose.size, self.members[0].lora_b.shape[0], len(self.members)
-        x, cotangent = (mx.random.normal((rows, n * rank), key=mx.random.key(n)).astype(kind) for n in (count, 1))
-        return Pair(compared(kernels=False), compared(kernels=True), x, cotangent)
-
-
-def pair(model: nn.Module, _rows: int, kind: mx.Dtype) -> Pair | None:
-    """The kernels for blocks of the largest siblings; None where nothing would use them."""
-    found = _for_kernels(model)
-    return max(found, key=lambda group: len(group.members)).pair(kind) if found else None
-
-
-def use_kernels(model: nn.Module) -> int:
-    """Have siblings use kernels of our own for their blocks; how many do."""
-    found = _for_kernels(model)
-    for group in found:
-        group.kernels = True
-    return len(found)
-
-
-def _for_kernels(model: nn.Module) -> list[Siblings]:
-    """Siblings whose rank the kernels can take."""
-    layers = (module for _, module in model.named_modules() if isinstance(module, LowRank))
-    groups = {id(layer.siblings): layer.siblings for layer in layers if isinstance(layer.siblings, Siblings)}
-    return [group for group in groups.values() if group.members[0].lora_b.shape[0] % EIGHT == 0]
+def groups_of(model: nn.Module) -> list[Siblings]:
+    """Those that a model's layers compute with, each once."""
+    found = [layer.siblings for _, layer in model.named_modules() if isinstance(layer, LowRank)]
+    return list({id(group): group for group in found if isinstance(group, Siblings)}.values())
 
 
 def bring_together(model: nn.Module) -> list[Siblings]:
@@ -183,9 +117,9 @@ def measure(groups: Sequence[Siblings], rows: int, kind: mx.Dtype) -> tuple[floa
     apart = _seconds(groups, rows, kind)
     for group in groups:
         group.join()
-        adapters = group.adapters(kind)
-        mx.eval(adapters)
-        group.place(*adapters)
+        adapter = group.adapter(kind)
+        mx.eval(adapter.a, adapter.b)
+        group.place(adapter.a, adapter.b)
     together = _seconds(groups, rows, kind)
     for group in groups:
         group.displace()

@@ -108,26 +108,45 @@ class Group:
         return {leaf.path: leaf.part_of(vector) for leaf in leaves}
 
 
+@dataclass(frozen=True)
+class Joint:
+    """Matrices that are one piece of a vector.
+
+    Attributes:
+        paths: of the matrices.
+        turned: they are transposed, of as many columns then, and the piece is a matrix of all their rows; otherwise the
+            piece is their numbers, 1-D.
+    """
+
+    paths: tuple[str, ...]
+    turned: bool
+
+    def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """Of the piece."""
+        if self.turned:
+            return sum(shapes[path][1] for path in self.paths), shapes[self.paths[0]][0]
+        return (sum(math.prod(shapes[path]) for path in self.paths),)
+
+
 def laid_out(
-    shapes: Mapping[str, tuple[int, ...]], joint: Iterable[tuple[str, ...]]
+    shapes: Mapping[str, tuple[int, ...]], joint: Iterable[Joint]
 ) -> tuple[tuple[Leaf, ...], tuple[Leaf, ...], int]:
     """The leaves of a vector, its pieces, and its length.
 
     Args:
         shapes: of the arrays, by path.
-        joint: paths of matrices of as many columns when they are transposed, as which they lie together.
+        joint: those of them that lie together, without a gap.
     """
-    together = {path: paths for paths in joint for path in paths}
+    together = {path: piece for piece in joint for path in piece.paths}
     leaves: list[Leaf] = []
     pieces: list[Leaf] = []
     start = 0
-    for paths in dict.fromkeys(together.get(path, (path,)) for path in shapes):
-        first = shapes[paths[0]]
-        turned = paths[0] in together
-        shape = (sum(shapes[path][1] for path in paths), first[0]) if turned else first
+    for piece in dict.fromkeys(together.get(path, path) for path in shapes):
+        paths = piece.paths if isinstance(piece, Joint) else (piece,)
+        shape = piece.shape(shapes) if isinstance(piece, Joint) else shapes[piece]
         pieces.append(Leaf(paths[0], shape, start))
         for path in paths:
-            leaves.append(Leaf(path, shapes[path], start, turned))
+            leaves.append(Leaf(path, shapes[path], start, isinstance(piece, Joint) and piece.turned))
             start += -(-math.prod(shapes[path]) // ALIGNED) * ALIGNED
     return tuple(leaves), tuple(pieces), start
 

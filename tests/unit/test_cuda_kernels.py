@@ -12,13 +12,25 @@ import pytest
 from mlx import nn
 from mlx_lm.models import rope_utils
 
-from qlora_engine.training import block_kernels, cuda, gated, gated_kernels, norms, own_kernels, rotary, unpack
+from qlora_engine.training import (
+    adapter_kernels,
+    adapter_pairs,
+    block_kernels,
+    cuda,
+    gated,
+    gated_kernels,
+    norms,
+    own_kernels,
+    rotary,
+    unpack,
+)
+from qlora_engine.training.adapter_products import ByKernels
 from qlora_engine.training.lowrank import replace_lora
 from qlora_engine.training.recompute import checkpoint_layers
-from qlora_engine.training.siblings import bring_together
+from qlora_engine.training.siblings import bring_together, groups_of
 from qlora_engine.training.targets import Targets
 from support.cuda_on_cpu import run
-from support.small import assert_close, batch, llama_model, training_step, window_gradients, with_adapters
+from support.small import assert_close, batch, llama_model, masters, training_step, window_gradients, with_adapters
 
 DRAW = np.random.default_rng(0)
 BLOCK = 32
@@ -116,7 +128,7 @@ def test_blocks_of_siblings(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again, b)
 
 
-def stand_in(kernel: cuda.Kernel, inputs: list[mx.array], *, constants: Any = (), **_: Any) -> list[mx.array]:
+def stand_in(kernel: cuda.Kernel, inputs: list[mx.array], *, constants: Any = (), **kwargs: Any) -> list[mx.array]:
     """What a kernel gives, computed by MLX: the sources are tested above, here how models use them."""
     known = dict(constants)
     if kernel is rotary.TURN:
@@ -134,8 +146,37 @@ def stand_in(kernel: cuda.Kernel, inputs: list[mx.array], *, constants: Any = ()
         if kernel is block_kernels.SPREAD:
             return [(of_all[:, None] * mine[..., None]).reshape(len(of_all), -1)]
         return [(of_all.reshape(len(of_all), known["MEMBERS"], -1) * mine[..., None]).sum(axis=1)]
+    if kernel in (adapter_kernels.INNER, adapter_kernels.OUTER, adapter_kernels.ADD):
+        return [_adapter_product(kernel, inputs, **kwargs)]
     (product,), (gradient,) = mx.vjp(_plain, [inputs[0]], [inputs[-1] if len(inputs) > 1 else _plain(inputs[0])])
     return [product] if kernel is gated_kernels.FORWARD else [gradient, product]
+
+
+def _adapter_product(kernel: cuda.Kernel, inputs: list[mx.array], *, shapes: Any, **_: Any) -> mx.array:
+    *arrays, layout = inputs
+    rank, *ends = np.array(layout).tolist()
+    ranks = list(range(0, rank * len(ends), rank))
+
+    def apart(w: mx.array) -> list[mx.array]:
+        return [part.reshape(rank, -1) for part in mx.split(w.reshape(-1), [rank * end for end in ends[1:-1]])]
+
+    def columns(x: mx.array) -> list[mx.array]:
+        return mx.split(x, ends[1:-1], axis=1)
+
+    def of_ranks(inner: mx.array) -> list[mx.array]:
+        return mx.split(inner, ranks[1:-1], axis=1)
+
+    if kernel is adapter_kernels.INNER:
+        x, w = arrays
+        made = mx.concatenate([mine @ w.T for mine, w in zip(columns(x), apart(w), strict=True)], axis=1)
+    elif kernel is adapter_kernels.OUTER:
+        inner, x = arrays
+        pairs = zip(of_ranks(inner), columns(x), strict=True)
+        made = mx.concatenate([(mine.T @ of_x).reshape(-1) for mine, of_x in pairs])
+    else:
+        y, inner, w = arrays
+        made = y + mx.concatenate([mine @ w for mine, w in zip(of_ranks(inner), apart(w), strict=True)], axis=1)
+    return made.reshape(shapes[0])
 
 
 def _plain(both: mx.array) -> mx.array:
@@ -148,6 +189,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels as they are used on CUDA, for numbers of 32 bits."""
     monkeypatch.setattr(cuda.Kernel, "__call__", stand_in)
     monkeypatch.setattr(gated, "on_cpu", lambda: False)
+    monkeypatch.setattr(adapter_pairs, "has_tensor_cores", lambda: True)
     for module in (rotary, norms, own_kernels):
         monkeypatch.setattr(module, "KINDS", (mx.float32,))
 
@@ -155,7 +197,9 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("on_a_gpu")
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize("names", [[], ["rotary"], ["norms"], ["gated"], ["siblings"], list(own_kernels.PAIRS)])
+@pytest.mark.parametrize(
+    "names", [[], ["rotary"], ["norms"], ["gated"], ["siblings"], ["adapters"], list(own_kernels.PAIRS)]
+)
 def test_a_model_that_uses_them_learns_the_same(names: list[str], together: bool, recomputed: bool) -> None:
     """Each by itself and all of them: loss and every gradient."""
     found = []
@@ -171,9 +215,12 @@ def test_a_model_that_uses_them_learns_the_same(names: list[str], together: bool
         model.train()
         step = training_step(model)
         loss = step.micro_batch(Targets.of(*batch(4, 12)), mx.random.key(0)).loss
-        found.append((loss, window_gradients(step)))
+        gradients = window_gradients(step)
+        step.update()
+        found.append((loss, gradients, masters(step)))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
     assert_close(found[1][1], found[0][1])
+    assert_close(found[1][2], found[0][2], 2e-3)
 
 
 @pytest.mark.usefixtures("on_a_gpu")
@@ -189,7 +236,9 @@ def test_every_part_that_can_uses_them() -> None:
     assert sum(isinstance(part, rotary.Turned) for part in parts) == 2
     assert sum(isinstance(part, norms.Normalized) for part in parts) == 5
     assert sum(isinstance(part, gated.Gated) and part.kernels for part in parts) == 2
-    assert [group.kernels for group in groups] == [True] * 4
+    assert [group.in_blocks.kernels for group in groups] == [True] * 4
+    assert all(isinstance(group.how, ByKernels) for group in groups_of(model))
+    assert len(groups_of(model)) == 8
     first, second = (layer.self_attn.rope for layer in model.layers)
     assert first.angles is second.angles
     narrow = with_adapters(llama_model(hidden=32))  # heads of 8, and rows of no whole warp
@@ -223,7 +272,7 @@ def test_only_what_gives_the_same_is_used(monkeypatch: pytest.MonkeyPatch) -> No
         return [made * (0.9 if kernel is norms.BACK else 1) for made in stand_in(kernel, inputs, **settings)]
 
     monkeypatch.setattr(cuda.Kernel, "__call__", wrong)
-    assert own_kernels.agreeing(model, every, 16, mx.float32) == ["rotary", "gated", "siblings"]
+    assert own_kernels.agreeing(model, every, 16, mx.float32) == [name for name in every if name != "norms"]
     assert own_kernels.faster({"a": (2.0, 1.0), "b": (1.0, 0.99), "c": (1.0, 2.0)}) == ["a"]
 
 

@@ -1,0 +1,373 @@
+"""The products of adapters on CUDA: of matrices of which one side is a rank, on tensor cores, each in one kernel.
+
+For such a product cuBLAS often starts three kernels, and MLX asks it for an algorithm each time, so that it takes the
+processor longer than the GPU. There are 24 a layer.
+
+The matrices of a layer lie as they are in a vector: rank rows of as many numbers as the layer has inputs or outputs.
+Several layers that read one input lie after each other.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+
+import mlx.core as mx
+
+from qlora_engine.training.cuda import EIGHT, HEADER, Kernel
+
+COLUMNS = 64  # a multiple of so many
+LANES, TILE = 32, 16  # threads of a warp, and rows of its smallest product
+# Warps of a block, and how many pieces of their sum they ask for before they need the first, or tiles that they add to.
+INNER_WARPS, INNER_AHEAD = 16, 4
+OUTER_WARPS, OUTER_AHEAD = 8, 2
+ADD_WARPS, ADD_TILES = 4, 4
+
+# A warp's product: d (16 × 8, float32) += a (16 × 16) @ b (16 × 8), as the manual of PTX has it for mma.m16n8k16.
+# With h for a lane's number / 4 and l for the rest, the lane holds
+#   of d: rows h and h + 8, columns 2 l and 2 l + 1
+#   of a: a0 of row h and a1 of row h + 8 columns 2 l and 2 l + 1; a2 and a3 of these rows columns 2 l + 8 and 2 l + 9
+#   of b: of column h, b0 the rows 2 l and 2 l + 1, b1 the rows 2 l + 8 and 2 l + 9.
+# Which term of the sum a column of a stands for is ours to say, and so is which column of the result one of b does:
+# each lane takes those that lie side by side.
+MULTIPLY = """
+namespace mlx::core::cu {
+
+template <typename T>
+__device__ void multiply_add(
+    float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1);
+
+#define QLORAD_MULTIPLY_ADD(TYPE, NAME) \\
+  template <> \\
+  __device__ inline void multiply_add<TYPE>( \\
+      float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) { \\
+    asm volatile( \\
+        "mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME ".f32 " \\
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \\
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) \\
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1)); \\
+  }
+
+QLORAD_MULTIPLY_ADD(__nv_bfloat16, "bf16")
+QLORAD_MULTIPLY_ADD(__half, "f16")
+
+}
+"""
+WORDS = """
+namespace mlx::core::cu {
+
+// Numbers of 16 bits, two a word.
+template <int N>
+struct alignas(4 * N) Words {
+  uint32_t words[N];
+};
+
+// Those that begin at `from`, or zeros.
+template <int N, typename T>
+__device__ Words<N> read_words(const T* from, bool there) {
+  return there ? *reinterpret_cast<const Words<N>*>(from) : Words<N>{};
+}
+
+template <typename T>
+__device__ uint32_t bits(const T& number) {
+  return *reinterpret_cast<const uint16_t*>(&number);
+}
+
+template <typename T>
+__device__ uint32_t word(float first, float second) {
+  return bits(static_cast<T>(first)) | (bits(static_cast<T>(second)) << 16);
+}
+
+// The first, or the second numbers of two words.
+__device__ inline uint32_t firsts(uint32_t one, uint32_t other) {
+  return (one & 0xffff) | (other << 16);
+}
+
+__device__ inline uint32_t seconds(uint32_t one, uint32_t other) {
+  return (one >> 16) | (other & 0xffff0000);
+}
+
+}
+"""
+TENSOR_CORES = HEADER + WORDS + MULTIPLY
+
+# A block has a tile of rows and some ranks of a layer; its warps share the columns.
+INNER = Kernel(
+    "qlorad_inner",
+    ("x", "w", "layout"),
+    ("inner",),
+    """
+    constexpr uint32_t UNIT = 8 * UNITS;
+    __shared__ float parts[WARPS][16][UNIT];
+    const uint32_t warp = threadIdx.x / 32, high = threadIdx.x % 32 / 4, low = threadIdx.x % 4;
+    const uint32_t rank = layout[0], members = layout_shape[0] - 2, all = layout[members + 1];
+    const uint32_t units = members * rank / UNIT, unit = blockIdx.x % units, rows = x_shape[0];
+    const uint32_t member = unit * UNIT / rank, top = blockIdx.x / units * 16, row = top + high;
+    const uint32_t start = layout[1 + member], wide = layout[2 + member] - start;
+    const T* one = x + row * int64_t(all) + start;
+    const T* other = one + 8 * int64_t(all);
+    const T* mine = w + rank * int64_t(start) + (unit * UNIT - member * rank + high) * int64_t(wide);
+
+    float sums[UNITS][4] = {};
+    for (uint32_t begin = warp * 32 + low * 8; begin < wide; begin += AHEAD * WARPS * 32) {
+      Words<4> a[AHEAD], b[AHEAD], c[AHEAD][UNITS];  // all are asked for before the first is needed
+      #pragma unroll
+      for (uint32_t n = 0; n < AHEAD; ++n) {
+        const uint32_t at = begin + n * WARPS * 32;
+        a[n] = read_words<4>(one + at, at < wide && row < rows);
+        b[n] = read_words<4>(other + at, at < wide && row + 8 < rows);
+        #pragma unroll
+        for (uint32_t m = 0; m < UNITS; ++m) c[n][m] = read_words<4>(mine + 8 * m * int64_t(wide) + at, at < wide);
+      }
+      __syncwarp();  // or the compiler would ask for each when it is needed
+      #pragma unroll
+      for (uint32_t n = 0; n < AHEAD; ++n) {
+        const auto &e = a[n].words, &f = b[n].words;
+        #pragma unroll
+        for (uint32_t m = 0; m < UNITS; ++m) {
+          const auto& g = c[n][m].words;
+          multiply_add<T>(sums[m], e[0], f[0], e[1], f[1], g[0], g[1]);
+          multiply_add<T>(sums[m], e[2], f[2], e[3], f[3], g[2], g[3]);
+        }
+      }
+    }
+    #pragma unroll
+    for (uint32_t n = 0; n < 4 * UNITS; ++n) {
+      parts[warp][high + n % 4 / 2 * 8][n / 4 * 8 + low * 2 + n % 2] = sums[n / 4][n % 4];
+    }
+    __syncthreads();
+    for (uint32_t n = threadIdx.x; n < 16 * UNIT; n += WARPS * 32) {
+      const uint32_t r = n / UNIT, column = n % UNIT;
+      float sum = 0;
+      for (uint32_t part = 0; part < WARPS; ++part) sum += parts[part][r][column];
+      if (top + r < rows) inner[(top + r) * members * rank + unit * UNIT + column] = static_cast<T>(sum);
+    }
+    """,
+    header=TENSOR_CORES,
+)
+# A block has 64 columns and some ranks of a layer; its warps share the rows.
+OUTER = Kernel(
+    "qlorad_outer",
+    ("inner", "x", "layout"),
+    ("w",),
+    """
+    constexpr uint32_t UNIT = 8 * UNITS;
+    __shared__ float parts[WARPS][UNIT][64];
+    const uint32_t warp = threadIdx.x / 32, high = threadIdx.x % 32 / 4, low = threadIdx.x % 4;
+    const uint32_t rank = layout[0], members = layout_shape[0] - 2, all = layout[members + 1];
+    const uint32_t rows = x_shape[0], column = blockIdx.x % (all / 64) * 64, unit = blockIdx.x / (all / 64);
+    uint32_t member = 0;
+    while (layout[2 + member] <= column) ++member;
+    const uint32_t start = layout[1 + member], wide = layout[2 + member] - start;
+    const T* beside = inner + member * rank + unit * UNIT + high;
+
+    float sums[8][4] = {};
+    for (uint32_t begin = warp * 16; begin < rows; begin += AHEAD * WARPS * 16) {
+      Words<4> of_x[AHEAD][4];  // all are asked for before the first is needed
+      uint32_t of_inner[AHEAD][2][4];
+      #pragma unroll
+      for (uint32_t n = 0; n < 4 * AHEAD; ++n) {
+        const uint32_t row = begin + n / 4 * WARPS * 16 + low * 4 + n % 4;
+        of_x[n / 4][n % 4] = read_words<4>(x + row * int64_t(all) + column + high * 8, row < rows);
+        #pragma unroll
+        for (uint32_t m = 0; m < 2; ++m) {
+          const bool there = m < UNITS && row < rows;
+          of_inner[n / 4][m][n % 4] = there ? bits(beside[row * int64_t(members * rank) + 8 * m]) : 0;
+        }
+      }
+      #pragma unroll
+      for (uint32_t n = 0; n < AHEAD; ++n) {
+        const auto &e = of_inner[n][0], &f = of_inner[n][1];
+        const uint32_t a0 = firsts(e[0], e[1]), a1 = firsts(f[0], f[1]);
+        const uint32_t a2 = firsts(e[2], e[3]), a3 = firsts(f[2], f[3]);
+        #pragma unroll
+        for (uint32_t m = 0; m < 4; ++m) {
+          uint32_t b[4];
+          #pragma unroll
+          for (uint32_t k = 0; k < 4; ++k) b[k] = of_x[n][k].words[m];
+          multiply_add<T>(sums[2 * m], a0, a1, a2, a3, firsts(b[0], b[1]), firsts(b[2], b[3]));
+          multiply_add<T>(sums[2 * m + 1], a0, a1, a2, a3, seconds(b[0], b[1]), seconds(b[2], b[3]));
+        }
+      }
+    }
+    #pragma unroll
+    for (uint32_t n = 0; n < 16 * UNITS; ++n) {  // the rows beyond a unit of 8 are zeros
+      parts[warp][high + n / 16 * 8][low * 16 + n % 2 * 8 + n % 16 / 2] = sums[n % 16 / 2][n / 16 * 2 + n % 2];
+    }
+    __syncthreads();
+    T* mine = w + rank * int64_t(start) + unit * UNIT * int64_t(wide) + column - start;
+    for (uint32_t n = threadIdx.x; n < UNIT * 64; n += WARPS * 32) {
+      float sum = 0;
+      for (uint32_t part = 0; part < WARPS; ++part) sum += parts[part][n / 64][n % 64];
+      mine[n / 64 * int64_t(wide) + n % 64] = static_cast<T>(sum);
+    }
+    """,
+    header=TENSOR_CORES,
+)
+# A warp has 32 columns of some tiles of rows.
+ADD = Kernel(
+    "qlorad_add_product",
+    ("y", "inner", "w", "layout"),
+    ("sum",),
+    """
+    const uint32_t index = blockIdx.x * WARPS + threadIdx.x / 32;
+    const uint32_t high = threadIdx.x % 32 / 4, low = threadIdx.x % 4;
+    const uint32_t rank = layout[0], members = layout_shape[0] - 2, all = layout[members + 1];
+    const uint32_t rows = y_shape[0], column = index % (all / 32) * 32, top = index / (all / 32) * 16 * TILES + high;
+    if (top - high >= rows) return;
+    uint32_t member = 0;
+    while (layout[2 + member] <= column) ++member;
+    const uint32_t start = layout[1 + member], wide = layout[2 + member] - start;
+    const T* beside = inner + member * rank + low * 4;
+    const T* mine = w + rank * int64_t(start) + column - start + high / 2 * 8;
+
+    float sums[2 * TILES][8];
+    #pragma unroll
+    for (uint32_t n = 0; n < 2 * TILES; ++n) {
+      const uint32_t row = top + 8 * n;
+      if (row < rows) {
+        const Eight<T> before = read_eight(y + row * int64_t(all) + column + low * 8);
+        #pragma unroll
+        for (uint32_t m = 0; m < 8; ++m) sums[n][m] = before[m];
+      }
+    }
+    for (uint32_t at = 0; at < rank; at += 16) {
+      const bool there = at + low * 4 < rank;
+      uint32_t of_w[4][4];
+      #pragma unroll
+      for (uint32_t n = 0; n < 4; n += 2) {
+        const Words<4> one = read_words<4>(mine + (at + low * 4 + n) * int64_t(wide), there);
+        const Words<4> other = read_words<4>(mine + (at + low * 4 + n + 1) * int64_t(wide), there);
+        #pragma unroll
+        for (uint32_t m = 0; m < 4; ++m) {
+          const uint32_t a = one.words[m], b = other.words[m];
+          of_w[m][n / 2] = high % 2 ? seconds(a, b) : firsts(a, b);
+        }
+      }
+      #pragma unroll
+      for (uint32_t n = 0; n < TILES; ++n) {
+        const uint32_t row = top + 16 * n;
+        const Words<2> a = read_words<2>(beside + row * int64_t(members * rank) + at, there && row < rows);
+        const Words<2> b = read_words<2>(beside + (row + 8) * int64_t(members * rank) + at, there && row + 8 < rows);
+        #pragma unroll
+        for (uint32_t m = 0; m < 4; ++m) {
+          float d[4] = {sums[2 * n][2 * m], sums[2 * n][2 * m + 1], sums[2 * n + 1][2 * m], sums[2 * n + 1][2 * m + 1]};
+          multiply_add<T>(d, a.words[0], b.words[0], a.words[1], b.words[1], of_w[m][0], of_w[m][1]);
+          sums[2 * n][2 * m] = d[0], sums[2 * n][2 * m + 1] = d[1];
+          sums[2 * n + 1][2 * m] = d[2], sums[2 * n + 1][2 * m + 1] = d[3];
+        }
+      }
+    }
+    #pragma unroll
+    for (uint32_t n = 0; n < 2 * TILES; ++n) {
+      const uint32_t row = top + 8 * n;
+      if (row < rows) {
+        uint32_t made[4];
+        #pragma unroll
+        for (uint32_t m = 0; m < 4; ++m) made[m] = word<T>(sums[n][2 * m], sums[n][2 * m + 1]);
+        auto* to = reinterpret_cast<uint4*>(sum + row * int64_t(all) + column + low * 8);
+        __stcg(to, uint4{made[0], made[1], made[2], made[3]});  // in one: an assignment would be four
+      }
+    }
+    """,
+    header=TENSOR_CORES,
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the matrices of some layers lie, and where their columns are in an array of all.
+
+    Attributes:
+        rank: rows of each matrix, a multiple of 8.
+        widths: columns of each, multiples of 64.
+    """
+
+    rank: int
+    widths: tuple[int, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the kernels can take it."""
+        return self.rank % EIGHT == 0 and all(width % COLUMNS == 0 for width in self.widths)
+
+    @property
+    def ranks(self) -> int:
+        """Of all layers."""
+        return self.rank * len(self.widths)
+
+    @property
+    def columns(self) -> int:
+        """Of all layers."""
+        return sum(self.widths)
+
+    @property
+    def units(self) -> int:
+        """Eights of ranks that a block computes together."""
+        return 2 if self.rank % TILE == 0 else 1
+
+    @cached_property
+    def array(self) -> mx.array:
+        """As the kernels read it: the rank, where each layer's columns begin, and their end; uint32 (2 + layers,)."""
+        made = mx.array([self.rank, *itertools.accumulate(self.widths, initial=0)], mx.uint32)
+        mx.eval(made)
+        return made
+
+
+def inner(x: mx.array, w: mx.array, layout: Layout) -> mx.array:
+    """Each layer's columns of x times the transpose of its matrix, side by side: (N, ranks).
+
+    Args:
+        x: bfloat16 or float16 (N, columns).
+        w: the matrices, rank × columns numbers.
+    """
+    blocks = -(-x.shape[0] // TILE) * layout.ranks // (EIGHT * layout.units)
+    (made,) = INNER(
+        [x, w, layout.array],
+        threads=blocks * INNER_WARPS * LANES,
+        block=INNER_WARPS * LANES,
+        shapes=[(x.shape[0], layout.ranks)],
+        kind=x.dtype,
+        constants=[("WARPS", INNER_WARPS), ("AHEAD", INNER_AHEAD), ("UNITS", layout.units)],
+    )
+    return made
+
+
+def outer(inner: mx.array, x: mx.array, layout: Layout, shape: tuple[int, ...]) -> mx.array:
+    """The transpose of each layer's ranks of `inner` times its columns of x: the gradient of its matrix.
+
+    Args:
+        inner: (N, ranks).
+        x: (N, columns).
+        shape: of rank × columns numbers.
+    """
+    blocks = layout.columns // COLUMNS * layout.rank // (EIGHT * layout.units)
+    (made,) = OUTER(
+        [inner, x, layout.array],
+        threads=blocks * OUTER_WARPS * LANES,
+        block=OUTER_WARPS * LANES,
+        shapes=[shape],
+        kind=x.dtype,
+        constants=[("WARPS", OUTER_WARPS), ("AHEAD", OUTER_AHEAD), ("UNITS", layout.units)],
+    )
+    return made
+
+
+def add(y: mx.array, inner: mx.array, w: mx.array, layout: Layout) -> mx.array:
+    """y, and to each layer's columns of it its ranks of `inner` times its matrix, in float32: (N, columns).
+
+    Args:
+        y: (N, columns).
+        inner, w: as above.
+    """
+    parts = -(-y.shape[0] // (ADD_TILES * TILE)) * (layout.columns // LANES)
+    (made,) = ADD(
+        [y, inner, w, layout.array],
+        threads=-(-parts // ADD_WARPS) * ADD_WARPS * LANES,
+        block=ADD_WARPS * LANES,
+        shapes=[y.shape],
+        kind=y.dtype,
+        constants=[("WARPS", ADD_WARPS), ("TILES", ADD_TILES)],
+    )
+    return made

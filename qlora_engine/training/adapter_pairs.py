@@ -1,0 +1,130 @@
+"""What kernels of our own compute of a model's adapters, beside what MLX computes there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+from mlx import nn
+
+from qlora_engine.training.adapter_products import UPRIGHT, ByKernels, InBlocks, Matrices, Products
+from qlora_engine.training.cuda import EIGHT, Compared, Pair, has_tensor_cores
+from qlora_engine.training.lowrank import LowRank
+from qlora_engine.training.siblings import Siblings, groups_of
+
+
+def pair_of_blocks(model: nn.Module, _rows: int, kind: mx.Dtype) -> Pair | None:
+    """The kernels for blocks of the largest siblings; None where nothing would use them."""
+    found = _with_blocks(model)
+    if not found:
+        return None
+    group = max(found, key=lambda group: len(group.members))
+    shape = group.members[0].lora_b.shape[0], sum(group.widths)
+
+    def compared(*, kernels: bool) -> Compared:
+        blocks = InBlocks(group.widths)
+        blocks.kernels = kernels
+
+        def there_and_back(x: mx.array, cotangent: mx.array) -> list[mx.array]:
+            b = blocks.unready(x)
+            return [blocks.ready(b + cotangent), b]
+
+        return there_and_back
+
+    x, cotangent = (
+        mx.random.normal((shape[1], n * shape[0]), key=mx.random.key(n)).astype(kind) for n in (len(group.members), 1)
+    )
+    return Pair(compared(kernels=False), compared(kernels=True), x, cotangent)
+
+
+def use_for_blocks(model: nn.Module) -> int:
+    """Have siblings use kernels of our own for their blocks; how many do."""
+    found = _with_blocks(model)
+    for group in found:
+        group.in_blocks.kernels = True
+    return len(found)
+
+
+def _with_blocks(model: nn.Module) -> list[Siblings]:
+    """Siblings whose rank the kernels can take."""
+    return [group for group in groups_of(model) if group.members[0].lora_b.shape[0] % EIGHT == 0]
+
+
+def pair_of_products(model: nn.Module, rows: int, kind: mx.Dtype) -> Pair | None:
+    """The kernels for the adapters of the first layer that has some; None where nothing would use them."""
+    found = [(members, how, ours) for members, how in _adapters(model) if (ours := _by_kernels(members)).fits]
+    if not found or not has_tensor_cores():
+        return None
+    first: dict[tuple[int, ...], tuple[Sequence[LowRank], Products, ByKernels]] = {}
+    for members, how, ours in found:
+        first.setdefault((members[0].lora_a.shape[0], *_widths(members)), (members, how, ours))
+    longest = max(max(inputs, sum(outputs)) for inputs, *outputs in first)
+
+    def compared(ways: Sequence[tuple[Sequence[LowRank], Products]]) -> Compared:
+        laid = [how.laid([_drawn(member, kind) for member in members]) for members, how in ways]
+        mx.eval(laid)
+
+        def all_products(x: mx.array, cotangent: mx.array) -> list[mx.array]:
+            made = [x]
+            for (members, how), adapter in zip(ways, laid, strict=True):
+                widths = (members[0].lora_a.shape[0], sum(_widths(members)))
+                parts = [
+                    array[: rows * width].reshape(rows, width)
+                    for array, width in zip((x, cotangent), widths, strict=True)
+                ]
+                made += _products(how, adapter, *parts)
+            return made
+
+        return all_products
+
+    x, cotangent = (mx.random.normal((rows * longest,), key=mx.random.key(n)).astype(kind) for n in range(2))
+    theirs = compared([(members, how) for members, how, _ in first.values()])
+    return Pair(theirs, compared([(members, ours) for members, _, ours in first.values()]), x, cotangent)
+
+
+def _products(how: Products, adapter: Matrices, x: mx.array, cotangent: mx.array) -> list[mx.array]:
+    """The six products of an adapter, gradients of its matrices as each layer has them."""
+    # Tied to what the others are made of, or it would be made once for many of them.
+    (a, b) = mx.depends(list(adapter), [x])
+    ready = how.ready(b)
+    inner, back = how.inner(x, a), how.back(cotangent, ready)
+    added = [how.add(cotangent, inner, ready), how.add_back(x, back, a)]
+    upright = how.apart(how.of_a(x, back), how.of_b(inner, cotangent))
+    return [inner, back, *added, *(matrix for pair in upright for matrix in pair)]
+
+
+def _drawn(member: LowRank, kind: mx.Dtype) -> Matrices:
+    """Matrices like a layer's, whose own B is zeros at first."""
+    shapes = (member.lora_a.shape, member.lora_b.shape)
+    a, b = (mx.random.normal(shape, scale=shape[0] ** -0.5, key=mx.random.key(0)).astype(kind) for shape in shapes)
+    return a, b
+
+
+def use_for_products(model: nn.Module) -> int:
+    """Have every adapter that can be computed by kernels of our own; how many are."""
+    count = 0
+    for members, _ in _adapters(model):
+        ours = _by_kernels(members)
+        if ours.fits:
+            group = members[0].siblings
+            if not isinstance(group, Siblings):
+                group = Siblings(members)
+                group.join()
+            group.how = ours
+            count += 1
+    return count
+
+
+def _adapters(model: nn.Module) -> list[tuple[Sequence[LowRank], Products]]:
+    """Every adapter, of one layer or of siblings, and how it is computed; none of those that drop out."""
+    layers = [layer for _, layer in model.named_modules() if isinstance(layer, LowRank) and not layer.has_dropout]
+    alone = [([layer], UPRIGHT) for layer in layers if layer.siblings is None]
+    return [*((group.members, group.how) for group in groups_of(model)), *alone]
+
+
+def _by_kernels(members: Sequence[LowRank]) -> ByKernels:
+    return ByKernels(members[0].lora_a.shape[1], members[0].lora_a.shape[0], _widths(members))
+
+
+def _widths(members: Sequence[LowRank]) -> list[int]:
+    return [member.lora_b.shape[1] for member in members]
