@@ -30,6 +30,7 @@ SENTENCES = {
     "file.taken": "took {path}",
     "request.received": "a client asks: {kind}",
     "job.cleaned": "cleaned away: {part}",
+    "kernels.failed": "the engine's own kernel for {name} does not work here, so MLX's is used: {why}",
     "recomputation.chosen": "computes {layers} of {of} layers again in the backward pass, to save memory",
 }
 # By whether a field is true, a sentence for each.

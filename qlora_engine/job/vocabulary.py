@@ -322,10 +322,15 @@ EVENTS: dict[str, EventType] = {
     "kernels.chosen": EventType(
         "What is computed by CUDA kernels of the engine's own rather than MLX's.",
         {
-            "names": "of those that give the same and are faster: rotary (embedding), norms, gated (parts), siblings",
+            "names": "of those that agree and are faster: rotary (embedding), norms, gated (parts), siblings, adapters",
             "seconds": "measured by name: MLX's and ours, forward and backward, of what one layer computes or more",
             "rows": "positions of a usual micro-batch, for which they were measured",
         },
+    ),
+    "kernels.failed": EventType(
+        "A CUDA kernel of the engine's own could not be compiled or started here; MLX's is used.",
+        {"name": "as in `kernels.chosen`", "why": "in the words of the compiler or the driver"},
+        "warning",
     ),
     "siblings.chosen": EventType(
         "Whether adapted layers that read the same input compute as one.",

@@ -132,13 +132,18 @@ class Choices:
             return found
         kind, rows = activation_type(base.model), self._rows_to_measure(plan)
         timings: own_kernels.Timings = {}
+
+        def failed(name: str, why: str) -> None:
+            self.log.emit("kernels.failed", name=name, why=why)
+
         if before is None:
             question = {"what": "kernels", "rows": rows, **self._about_layers(found, base)}
             known = self.known.answer(question)
-            timings = own_kernels.measure(base.model, rows, kind) if known is None else known
+            timings = own_kernels.measure(base.model, rows, kind, failed) if known is None else known
             self.known.note(question, timings)
         # At every start: drivers compile them anew, and change without a version that MLX or we would know.
-        chosen = own_kernels.agreeing(base.model, own_kernels.faster(timings) if before is None else before, rows, kind)
+        wanted = own_kernels.faster(timings) if before is None else before
+        chosen = own_kernels.agreeing(base.model, wanted, rows, kind, failed)
         if before is None:
             self.log.emit("kernels.chosen", names=chosen, seconds=timings, rows=rows)
             found = runtime.record(self.run, found, "kernels", chosen)

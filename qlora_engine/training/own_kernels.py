@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from typing import TypeVar
 
 import mlx.core as mx
 from mlx import nn
 
-from qlora_engine.training import adapter_pairs, gated, norms, rotary
+from qlora_engine.training import adapter_pairs, gated, memory, norms, rotary
 from qlora_engine.training.cuda import KINDS, Pair
 
 WORTH = 0.97  # of MLX's time
@@ -22,32 +23,46 @@ PAIRS: dict[str, Callable[[nn.Module, int, mx.Dtype], Pair | None]] = {
     "adapters": adapter_pairs.pair_of_products,
 }
 Timings = dict[str, tuple[float, float]]
+Failed = Callable[[str, str], object]  # told a name and why
+A = TypeVar("A")
 
 
-def measure(model: nn.Module, rows: int, kind: mx.Dtype) -> Timings:
+def measure(model: nn.Module, rows: int, kind: mx.Dtype, failed: Failed) -> Timings:
     """Seconds that MLX's kernels and ours take for a layer, forward and backward.
 
     Args:
         rows: positions of a usual micro-batch.
         kind: type of activations.
+        failed: is told of kernels that cannot be compiled or started here.
     """
-    return {name: pair.seconds() for name, pair in _pairs(model, PAIRS, rows, kind).items()}
+    return dict(_of_each(model, PAIRS, (rows, kind), Pair.seconds, failed))
 
 
-def agreeing(model: nn.Module, names: Collection[str], rows: int, kind: mx.Dtype) -> list[str]:
+def agreeing(model: nn.Module, names: Collection[str], rows: int, kind: mx.Dtype, failed: Failed) -> list[str]:
     """Those of the names whose kernels give what MLX gives, but for rounding.
 
     Args:
-        rows, kind: as above.
+        rows, kind, failed: as above.
     """
-    return [name for name, pair in _pairs(model, names, rows, kind).items() if pair.agree()]
+    return [name for name, agrees in _of_each(model, names, (rows, kind), Pair.agree, failed) if agrees]
 
 
-def _pairs(model: nn.Module, names: Collection[str], rows: int, kind: mx.Dtype) -> dict[str, Pair]:
-    if kind not in KINDS:
-        return {}
-    found = {name: PAIRS[name](model, rows, kind) for name in names if name in PAIRS}
-    return {name: pair for name, pair in found.items() if pair is not None}
+def _of_each(
+    model: nn.Module, names: Collection[str], about: tuple[int, mx.Dtype], question: Callable[[Pair], A], failed: Failed
+) -> Iterator[tuple[str, A]]:
+    """The answer of every pair that the model has."""
+    if about[1] not in KINDS:
+        return
+    for name in names:
+        pair = PAIRS[name](model, *about) if name in PAIRS else None
+        if pair is None:
+            continue
+        try:
+            yield name, question(pair)
+        except RuntimeError as error:  # what a compiler or a driver refuses, MLX's kernels still do
+            if memory.is_out_of_memory(error):
+                raise
+            failed(name, next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def faster(timings: Timings) -> list[str]:

@@ -150,9 +150,12 @@ def test_kernels_of_our_own_are_chosen_once(tmp_path: Path, model: Path, monkeyp
     assert chosen("another backend", chosen=recorded, backend="metal") == []  # where there are none
     said.clear()
     right.clear()  # as after an update of the driver
+    monkeypatch.setattr(f"{module}.agreeing", lambda *asked: asked[-1]("rotary", "no image for this device") or [])
     assert chosen("run", chosen=recorded | {"packing": {}}) == []
     (event,) = (event for event in said if event["event"] == "environment.changed" and event["name"] == "kernels")
     assert (event["then"], event["now"]) == (["rotary"], [])
+    (event,) = (event for event in said if event["event"] == "kernels.failed")
+    assert (event["name"], event["why"]) == ("rotary", "no image for this device")
 
 
 def siblings_of(model: nn.Module) -> int:

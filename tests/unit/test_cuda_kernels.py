@@ -258,21 +258,46 @@ def test_what_a_row_is_too_long_for_is_turned_as_before() -> None:
     assert mx.array_equal(plain(x[:, :, :3], offset=7), late)
 
 
+def unexpected(name: str, why: str) -> None:
+    raise AssertionError(f"{name}: {why}")
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_what_cannot_be_compiled_is_said_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that refuses a kernel must not end a run; a want of memory must, for what is done about it."""
+    model = together(with_adapters(llama_model(hidden=256), rank=8))
+    words = "nvrtcCompileProgram failed: NVRTC_ERROR_COMPILATION\n…"
+
+    def refused(kernel: cuda.Kernel, inputs: list[mx.array], **settings: Any) -> list[mx.array]:
+        if kernel is norms.BACK:
+            raise RuntimeError(words)
+        return stand_in(kernel, inputs, **settings)
+
+    monkeypatch.setattr(cuda.Kernel, "__call__", refused)
+    said: list[tuple[str, str]] = []
+    found = own_kernels.measure(model, 16, mx.float32, lambda *failed: said.append(failed))
+    assert set(found) == set(own_kernels.PAIRS) - {"norms"}
+    assert said == [("norms", "nvrtcCompileProgram failed: NVRTC_ERROR_COMPILATION")]
+    words = "[malloc] Unable to allocate 10 bytes."
+    with pytest.raises(RuntimeError, match="Unable to allocate"):
+        own_kernels.agreeing(model, ["norms"], 16, mx.float32, unexpected)
+
+
 @pytest.mark.usefixtures("on_a_gpu")
 def test_only_what_gives_the_same_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that a driver compiles wrongly must not train anything."""
     model = together(with_adapters(llama_model(hidden=256), rank=8))
     every = list(own_kernels.PAIRS)
-    assert set(own_kernels.measure(model, 16, mx.float32)) == set(every)
-    assert own_kernels.measure(model, 16, mx.float16) == {}
-    assert own_kernels.agreeing(model, every, 16, mx.float32) == every
-    assert own_kernels.agreeing(model, ["norms", "another"], 16, mx.float32) == ["norms"]
+    assert set(own_kernels.measure(model, 16, mx.float32, unexpected)) == set(every)
+    assert own_kernels.measure(model, 16, mx.float16, unexpected) == {}
+    assert own_kernels.agreeing(model, every, 16, mx.float32, unexpected) == every
+    assert own_kernels.agreeing(model, ["norms", "another"], 16, mx.float32, unexpected) == ["norms"]
 
     def wrong(kernel: cuda.Kernel, inputs: list[mx.array], **settings: Any) -> list[mx.array]:
         return [made * (0.9 if kernel is norms.BACK else 1) for made in stand_in(kernel, inputs, **settings)]
 
     monkeypatch.setattr(cuda.Kernel, "__call__", wrong)
-    assert own_kernels.agreeing(model, every, 16, mx.float32) == [name for name in every if name != "norms"]
+    assert own_kernels.agreeing(model, every, 16, mx.float32, unexpected) == [name for name in every if name != "norms"]
     assert own_kernels.faster({"a": (2.0, 1.0), "b": (1.0, 0.99), "c": (1.0, 2.0)}) == ["a"]
 
 
@@ -280,11 +305,11 @@ def test_only_what_gives_the_same_is_used(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_nothing_would_use_is_not_measured() -> None:
     """It would be compiled and reported for nothing."""
     dropped = together(with_adapters(llama_model(hidden=256), rank=8, dropout=0.5))
-    assert set(own_kernels.measure(dropped, 16, mx.float32)) == {"rotary", "norms"}
+    assert set(own_kernels.measure(dropped, 16, mx.float32, unexpected)) == {"rotary", "norms"}
     partly = with_adapters(llama_model(hidden=256), rank=8)
     for layer in partly.layers:
         layer.self_attn.rope = nn.RoPE(32)  # of heads of 64
-    assert set(own_kernels.measure(partly, 16, mx.float32)) == {"norms"}
+    assert set(own_kernels.measure(partly, 16, mx.float32, unexpected)) == {"norms"}
 
 
 @pytest.mark.usefixtures("on_a_gpu")
