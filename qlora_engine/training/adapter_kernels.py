@@ -20,7 +20,9 @@ from qlora_engine.training.cuda import EIGHT, HEADER, Kernel
 COLUMNS = 64  # a multiple of so many
 LANES, TILE = 32, 16  # threads of a warp, and rows of its smallest product
 # Warps of a block, and how many pieces of their sum they ask for before they need the first, or tiles that they add to.
-INNER_WARPS, INNER_AHEAD = 16, 4
+# With more ahead a multiprocessor's registers would do for one block of sixteen warps, and three siblings of 768 rows
+# are 144 blocks: a few of them would begin when all others have ended.
+INNER_WARPS, INNER_AHEAD = 16, 2
 OUTER_WARPS, OUTER_AHEAD = 8, 2
 ADD_WARPS, ADD_TILES = 4, 4
 
@@ -90,7 +92,25 @@ __device__ inline uint32_t seconds(uint32_t one, uint32_t other) {
 
 }
 """
-TENSOR_CORES = HEADER + WORDS + MULTIPLY
+# Most layers are by themselves, and of those nothing is read before the numbers.
+PLACE = """
+namespace mlx::core::cu {
+
+// Where the columns of a layer begin, or of those after the last.
+__device__ inline uint32_t begin_of(uint32_t member, const uint32_t* layout, const Shape& shape, uint32_t all) {
+  return member == 0 ? 0 : member == shape[0] ? all : layout[member * shape[1]];
+}
+
+// The layer that has a column.
+__device__ inline uint32_t member_of(uint32_t column, const uint32_t* layout, const Shape& shape, uint32_t all) {
+  uint32_t member = 0;
+  while (begin_of(member + 1, layout, shape, all) <= column) ++member;
+  return member;
+}
+
+}
+"""
+TENSOR_CORES = HEADER + WORDS + MULTIPLY + PLACE
 
 # A block has a tile of rows and some ranks of a layer; its warps share the columns.
 INNER = Kernel(
@@ -101,10 +121,11 @@ INNER = Kernel(
     constexpr uint32_t UNIT = 8 * UNITS;
     __shared__ float parts[WARPS][16][UNIT];
     const uint32_t warp = threadIdx.x / 32, high = threadIdx.x % 32 / 4, low = threadIdx.x % 4;
-    const uint32_t rank = layout[0], members = layout_shape[0] - 2, all = layout[members + 1];
-    const uint32_t units = members * rank / UNIT, unit = blockIdx.x % units, rows = x_shape[0];
+    const uint32_t members = layout_shape[0], rank = layout_shape[1], rows = x_shape[0], all = x_shape[1];
+    const uint32_t units = members * rank / UNIT, unit = blockIdx.x % units;
     const uint32_t member = unit * UNIT / rank, top = blockIdx.x / units * 16, row = top + high;
-    const uint32_t start = layout[1 + member], wide = layout[2 + member] - start;
+    const uint32_t start = begin_of(member, layout, layout_shape, all);
+    const uint32_t wide = begin_of(member + 1, layout, layout_shape, all) - start;
     const T* one = x + row * int64_t(all) + start;
     const T* other = one + 8 * int64_t(all);
     const T* mine = w + rank * int64_t(start) + (unit * UNIT - member * rank + high) * int64_t(wide);
@@ -153,13 +174,13 @@ OUTER = Kernel(
     ("w",),
     """
     constexpr uint32_t UNIT = 8 * UNITS;
-    __shared__ float parts[WARPS][UNIT][64];
+    __shared__ float parts[WARPS][UNIT][68];  // of 64 columns: the lanes of a warp write to 32 banks
     const uint32_t warp = threadIdx.x / 32, high = threadIdx.x % 32 / 4, low = threadIdx.x % 4;
-    const uint32_t rank = layout[0], members = layout_shape[0] - 2, all = layout[members + 1];
-    const uint32_t rows = x_shape[0], column = blockIdx.x % (all / 64) * 64, unit = blockIdx.x / (all / 64);
-    uint32_t member = 0;
-    while (layout[2 + member] <= column) ++member;
-    const uint32_t start = layout[1 + member], wide = layout[2 + member] - start;
+    const uint32_t members = layout_shape[0], rank = layout_shape[1], rows = x_shape[0], all = x_shape[1];
+    const uint32_t column = blockIdx.x % (all / 64) * 64, unit = blockIdx.x / (all / 64);
+    const uint32_t member = member_of(column, layout, layout_shape, all);
+    const uint32_t start = begin_of(member, layout, layout_shape, all);
+    const uint32_t wide = begin_of(member + 1, layout, layout_shape, all) - start;
     const T* beside = inner + member * rank + unit * UNIT + high;
 
     float sums[8][4] = {};
@@ -193,13 +214,14 @@ OUTER = Kernel(
     }
     #pragma unroll
     for (uint32_t n = 0; n < 16 * UNITS; ++n) {  // the rows beyond a unit of 8 are zeros
-      parts[warp][high + n / 16 * 8][low * 16 + n % 2 * 8 + n % 16 / 2] = sums[n % 16 / 2][n / 16 * 2 + n % 2];
+      // Column low * 16 + n % 2 * 8 + n % 16 / 2, those that are 16 apart side by side.
+      parts[warp][high + n / 16 * 8][low + n % 2 * 32 + n % 16 / 2 * 4] = sums[n % 16 / 2][n / 16 * 2 + n % 2];
     }
     __syncthreads();
     T* mine = w + rank * int64_t(start) + unit * UNIT * int64_t(wide) + column - start;
     for (uint32_t n = threadIdx.x; n < UNIT * 64; n += WARPS * 32) {
       float sum = 0;
-      for (uint32_t part = 0; part < WARPS; ++part) sum += parts[part][n / 64][n % 64];
+      for (uint32_t part = 0; part < WARPS; ++part) sum += parts[part][n / 64][n % 64 / 16 + n % 16 * 4];
       mine[n / 64 * int64_t(wide) + n % 64] = static_cast<T>(sum);
     }
     """,
@@ -213,25 +235,22 @@ ADD = Kernel(
     """
     const uint32_t index = blockIdx.x * WARPS + threadIdx.x / 32;
     const uint32_t high = threadIdx.x % 32 / 4, low = threadIdx.x % 4;
-    const uint32_t rank = layout[0], members = layout_shape[0] - 2, all = layout[members + 1];
-    const uint32_t rows = y_shape[0], column = index % (all / 32) * 32, top = index / (all / 32) * 16 * TILES + high;
+    const uint32_t members = layout_shape[0], rank = layout_shape[1], rows = y_shape[0], all = y_shape[1];
+    const uint32_t column = index % (all / 32) * 32, top = index / (all / 32) * 16 * TILES + high;
     if (top - high >= rows) return;
-    uint32_t member = 0;
-    while (layout[2 + member] <= column) ++member;
-    const uint32_t start = layout[1 + member], wide = layout[2 + member] - start;
+    const uint32_t member = member_of(column, layout, layout_shape, all);
+    const uint32_t start = begin_of(member, layout, layout_shape, all);
+    const uint32_t wide = begin_of(member + 1, layout, layout_shape, all) - start;
     const T* beside = inner + member * rank + low * 4;
     const T* mine = w + rank * int64_t(start) + column - start + high / 2 * 8;
 
-    float sums[2 * TILES][8];
+    Eight<T> before[2 * TILES];  // needed last: what the product needs is read meanwhile
     #pragma unroll
     for (uint32_t n = 0; n < 2 * TILES; ++n) {
       const uint32_t row = top + 8 * n;
-      if (row < rows) {
-        const Eight<T> before = read_eight(y + row * int64_t(all) + column + low * 8);
-        #pragma unroll
-        for (uint32_t m = 0; m < 8; ++m) sums[n][m] = before[m];
-      }
+      if (row < rows) before[n] = read_eight(y + row * int64_t(all) + column + low * 8);
     }
+    float sums[2 * TILES][8] = {};
     for (uint32_t at = 0; at < rank; at += 16) {
       const bool there = at + low * 4 < rank;
       uint32_t of_w[4][4];
@@ -265,7 +284,9 @@ ADD = Kernel(
       if (row < rows) {
         uint32_t made[4];
         #pragma unroll
-        for (uint32_t m = 0; m < 4; ++m) made[m] = word<T>(sums[n][2 * m], sums[n][2 * m + 1]);
+        for (uint32_t m = 0; m < 4; ++m) {
+          made[m] = word<T>(before[n][2 * m] + sums[n][2 * m], before[n][2 * m + 1] + sums[n][2 * m + 1]);
+        }
         auto* to = reinterpret_cast<uint4*>(sum + row * int64_t(all) + column + low * 8);
         __stcg(to, uint4{made[0], made[1], made[2], made[3]});  // in one: an assignment would be four
       }
@@ -309,8 +330,12 @@ class Layout:
 
     @cached_property
     def array(self) -> mx.array:
-        """As the kernels read it: the rank, where each layer's columns begin, and their end; uint32 (2 + layers,)."""
-        made = mx.array([self.rank, *itertools.accumulate(self.widths, initial=0)], mx.uint32)
+        """As the kernels read it: in each layer's row where its columns begin, so often that the shape has the rank.
+
+        A kernel is given shapes at its start, and has to wait for what it reads.
+        """
+        starts = itertools.accumulate(self.widths[:-1], initial=0)
+        made = mx.array([[start] * self.rank for start in starts], mx.uint32)
         mx.eval(made)
         return made
 

@@ -17,7 +17,7 @@ from support.cuda_on_cpu import run
 DRAW = np.random.default_rng(0)
 # With a rank that is no multiple of 16, of one tile and more, and with layers of unequal width.
 LAYOUTS = [Layout(8, (128, 64)), Layout(32, (64, 192)), Layout(24, (64,))]
-ROWS = (64, 41)  # full tiles, and a last one that is not
+ROWS = (64, 81, 1)  # full tiles, more than the warps of a block have at once with a last one that is not, and one row
 
 
 @pytest.fixture(autouse=True)

@@ -154,17 +154,17 @@ def stand_in(kernel: cuda.Kernel, inputs: list[mx.array], *, constants: Any = ()
 
 def _adapter_product(kernel: cuda.Kernel, inputs: list[mx.array], *, shapes: Any, **_: Any) -> mx.array:
     *arrays, layout = inputs
-    rank, *ends = np.array(layout).tolist()
-    ranks = list(range(0, rank * len(ends), rank))
+    count, rank = layout.shape
+    starts = np.array(layout)[1:, 0].tolist()  # but the first, at which nothing is split
 
     def apart(w: mx.array) -> list[mx.array]:
-        return [part.reshape(rank, -1) for part in mx.split(w.reshape(-1), [rank * end for end in ends[1:-1]])]
+        return [part.reshape(rank, -1) for part in mx.split(w.reshape(-1), [rank * start for start in starts])]
 
     def columns(x: mx.array) -> list[mx.array]:
-        return mx.split(x, ends[1:-1], axis=1)
+        return mx.split(x, starts, axis=1)
 
     def of_ranks(inner: mx.array) -> list[mx.array]:
-        return mx.split(inner, ranks[1:-1], axis=1)
+        return mx.split(inner, count, axis=1)
 
     if kernel is adapter_kernels.INNER:
         x, w = arrays
