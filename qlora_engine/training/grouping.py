@@ -138,14 +138,19 @@ class Grouping:
     ) -> dict[Siblings, tuple[Joint, Joint]]:
         """The A and the B matrices of siblings that can be computed with as they lie in a vector."""
         key_of = {path: key for key, paths in alike.items() for path in paths}
-        names = {id(module): name for name, module in self._low_rank.items()}
+        names: dict[int, str] = {}
+        for name, module in self._low_rank.items():
+            names.setdefault(id(module), name)  # of several the one that a model is updated with last
         found = {}
         for siblings in groups_of(self._model):
             a, b = (
                 tuple(f"{names[id(member)]}.{leaf}" for member in siblings.members) for leaf in ("lora_a", "lora_b")
             )
+            # What shares no vector is its own key, and keeps its shape there.
             one_vector = all(
-                all(path in shapes for path in paths) and len({key_of[path] for path in paths}) == 1 for paths in (a, b)
+                all(path in shapes and key_of[path] != path for path in paths)
+                and len({key_of[path] for path in paths}) == 1
+                for paths in (a, b)
             )
             if one_vector and fits_together(shapes[path] for path in (*a, *b)):
                 found[siblings] = (Joint(a, turned=True), Joint(b, turned=not siblings.how.flat))

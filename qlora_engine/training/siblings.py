@@ -9,13 +9,15 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 
 from qlora_engine.training.adapter_products import Adapter, InBlocks, Products
-from qlora_engine.training.frozen import FrozenLinear
+from qlora_engine.training.cuda import KINDS
+from qlora_engine.training.frozen import FrozenLinear, forward
 from qlora_engine.training.lowrank import LowRank, adapted
 
 ROUNDS = 3
@@ -71,8 +73,17 @@ class Siblings:
         return adapted(self._layer, x, self.adapter(x.dtype))
 
     def adapter(self, kind: mx.Dtype) -> Adapter:
-        """That of all their ranks, in that type."""
-        return Adapter(self.how, *(self._placed or self.how.laid([member.upright(kind) for member in self.members])))
+        """That of all their ranks, for inputs of that type."""
+        a, b = self._placed or self.how.laid([member.upright(kind) for member in self.members])
+        if self.how is self.in_blocks or (a.dtype == kind and kind in self._kinds):
+            return Adapter(self.how, a, b)
+        return Adapter(self.in_blocks, *self.in_blocks.laid(self.how.apart(a.astype(kind), b.astype(kind))))
+
+    @cached_property
+    def _kinds(self) -> list[mx.Dtype]:
+        """Types that kernels of our own can take, whose numbers the frozen layer maps to some of the same type."""
+        width = self.members[0].lora_a.shape[0]
+        return [kind for kind in KINDS if forward(self._layer, mx.zeros((1, width), kind)).dtype == kind]
 
     def place(self, a: mx.array, b: mx.array) -> None:
         """Compute with these for the members' until they are displaced."""

@@ -22,6 +22,7 @@ from qlora_engine.training import (
     norms,
     own_kernels,
     rotary,
+    siblings,
     unpack,
 )
 from qlora_engine.training.adapter_products import ByKernels
@@ -190,7 +191,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda.Kernel, "__call__", stand_in)
     monkeypatch.setattr(gated, "on_cpu", lambda: False)
     monkeypatch.setattr(adapter_pairs, "has_tensor_cores", lambda: True)
-    for module in (rotary, norms, own_kernels):
+    for module in (rotary, norms, own_kernels, siblings):
         monkeypatch.setattr(module, "KINDS", (mx.float32,))
 
 
@@ -221,6 +222,63 @@ def test_a_model_that_uses_them_learns_the_same(names: list[str], together: bool
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
     assert_close(found[1][1], found[0][1])
     assert_close(found[1][2], found[0][2], 2e-3)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize("optimizer", ["muon", "adafactor"])
+def test_an_optimizer_that_looks_at_whole_matrices_does_too(optimizer: str) -> None:
+    """Each matrix lies by itself then, upright; a checkpoint has the same arrays either way."""
+    found = []
+    for chosen in ([], ["adapters"]):
+        model = together(with_adapters(llama_model(hidden=256), rank=8))
+        own_kernels.use(model, chosen, 64)
+        step = training_step(model, optimizer=optimizer)
+        step.micro_batch(Targets.of(*batch(4, 12)), mx.random.key(0))
+        gradients = window_gradients(step)
+        step.update()
+        found.append((gradients, masters(step), {name: array.shape for name, array in step.state().items()}))
+    assert_close(found[1][0], found[0][0])
+    assert_close(found[1][1], found[0][1], 2e-3)
+    assert found[1][2] == found[0][2]
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_layer_that_two_parts_share_is_trained() -> None:
+    """Under the name whose matrices are put into the model last."""
+    model = with_adapters(llama_model(hidden=256), rank=8)
+    model.layers[1].self_attn.o_proj = shared = model.layers[0].self_attn.o_proj
+    replace_lora(model)
+    own_kernels.use(model, ["adapters"], 64)
+    step = training_step(model)
+    before = np.array(shared.lora_b)
+    step.micro_batch(Targets.of(*batch(4, 12)), mx.random.key(0))
+    step.update()
+    step.sync_model()
+    assert np.abs(np.array(shared.lora_b) - before).min() > 0
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize(("kind", "weight"), [(mx.float32, mx.float16), (mx.float16, mx.float32)])
+def test_numbers_of_other_types_are_left_to_mlx(
+    placed: bool, kind: mx.Dtype, weight: mx.Dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a layer is given them, or gives them: in the middle of a step a kernel could no longer be refused."""
+    monkeypatch.setattr(siblings, "KINDS", (mx.float16,))
+    monkeypatch.setattr(cuda.Kernel, "__call__", None)
+    model = with_adapters(llama_model(hidden=256), rank=8)
+    replace_lora(model)
+    layer = model.layers[0].self_attn.o_proj
+    layer.linear.weight = layer.linear.weight.astype(weight)
+    x = mx.random.normal((2, 3, 256)).astype(kind)
+    expected = layer(x)
+    own_kernels.use(model, ["adapters"], 64)
+    group = layer.siblings
+    if placed:
+        group.place(*group.how.laid([layer.upright(mx.float16)]))
+    results, gradients = mx.vjp(layer, [x], [mx.ones_like(expected)])
+    assert (results[0].dtype, gradients[0].dtype) == (mx.float32, mx.float32)
+    assert mx.allclose(results[0], expected, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.usefixtures("on_a_gpu")
