@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -11,6 +12,8 @@ from qlora_engine.training.adapter_products import UPRIGHT, ByKernels, InBlocks,
 from qlora_engine.training.cuda import EIGHT, Compared, Pair, has_tensor_cores
 from qlora_engine.training.lowrank import LowRank
 from qlora_engine.training.siblings import Siblings, groups_of
+
+MOST = 1 << 27  # numbers of an array to measure with: many rows of a whole vocabulary would take more than a step does
 
 
 def pair_of_blocks(model: nn.Module, _rows: int, kind: mx.Dtype) -> Pair | None:
@@ -57,29 +60,32 @@ def pair_of_products(model: nn.Module, rows: int, kind: mx.Dtype) -> Pair | None
         return None
     first: dict[tuple[int, ...], tuple[Sequence[LowRank], Products, ByKernels]] = {}
     for members, how, ours in found:
-        first.setdefault((members[0].lora_a.shape[0], *_widths(members)), (members, how, ours))
-    longest = max(max(inputs, sum(outputs)) for inputs, *outputs in first)
+        first.setdefault((*members[0].lora_a.shape, *_widths(members)), (members, how, ours))
 
     def compared(ways: Sequence[tuple[Sequence[LowRank], Products]]) -> Compared:
-        laid = [how.laid([_drawn(member, kind) for member in members]) for members, how in ways]
+        laid = [how.laid([_drawn(member, kind, n) for n, member in enumerate(members)]) for members, how in ways]
         mx.eval(laid)
 
         def all_products(x: mx.array, cotangent: mx.array) -> list[mx.array]:
             made = [x]
             for (members, how), adapter in zip(ways, laid, strict=True):
-                widths = (members[0].lora_a.shape[0], sum(_widths(members)))
-                parts = [
-                    array[: rows * width].reshape(rows, width)
-                    for array, width in zip((x, cotangent), widths, strict=True)
-                ]
-                made += _products(how, adapter, *parts)
+                shapes = _shapes(members, rows)
+                parts = zip((x, cotangent), shapes, strict=True)
+                made += _products(how, adapter, *(array[: math.prod(shape)].reshape(shape) for array, shape in parts))
             return made
 
         return all_products
 
-    x, cotangent = (mx.random.normal((rows * longest,), key=mx.random.key(n)).astype(kind) for n in range(2))
+    longest = max(math.prod(shape) for members, _, _ in first.values() for shape in _shapes(members, rows))
+    x, cotangent = (mx.random.normal((longest,), key=mx.random.key(n)).astype(kind) for n in range(2))
     theirs = compared([(members, how) for members, how, _ in first.values()])
     return Pair(theirs, compared([(members, ours) for members, _, ours in first.values()]), x, cotangent)
+
+
+def _shapes(members: Sequence[LowRank], rows: int) -> list[tuple[int, int]]:
+    """Of the inputs and the outputs of that many positions, or fewer."""
+    widths = (members[0].lora_a.shape[0], sum(_widths(members)))
+    return [(min(rows, MOST // max(widths)), width) for width in widths]
 
 
 def _products(how: Products, adapter: Matrices, x: mx.array, cotangent: mx.array) -> list[mx.array]:
@@ -93,10 +99,10 @@ def _products(how: Products, adapter: Matrices, x: mx.array, cotangent: mx.array
     return [inner, back, *added, *(matrix for pair in upright for matrix in pair)]
 
 
-def _drawn(member: LowRank, kind: mx.Dtype) -> Matrices:
-    """Matrices like a layer's, whose own B is zeros at first."""
+def _drawn(member: LowRank, kind: mx.Dtype, seed: int) -> Matrices:
+    """Matrices like a layer's, whose own B is zeros at first; siblings have different ones."""
     shapes = (member.lora_a.shape, member.lora_b.shape)
-    a, b = (mx.random.normal(shape, scale=shape[0] ** -0.5, key=mx.random.key(0)).astype(kind) for shape in shapes)
+    a, b = (mx.random.normal(shape, scale=shape[0] ** -0.5, key=mx.random.key(seed)).astype(kind) for shape in shapes)
     return a, b
 
 

@@ -190,7 +190,8 @@ class ByKernels:
 
     def laid(self, adapters: Sequence[Matrices]) -> Matrices:
         """A transposed, B as it is, below each other and after each other."""
-        return mx.concatenate([a.T for a, _ in adapters]), mx.concatenate([b.reshape(-1) for _, b in adapters])
+        a, b = mx.concatenate([a.T for a, _ in adapters]), mx.concatenate([b.reshape(-1) for _, b in adapters])
+        return mx.contiguous(a), b  # that of one layer alone was not joined, and each kernel would copy it
 
     def apart(self, a: mx.array, b: mx.array) -> list[Matrices]:
         """Each layer's rows of A, transposed, and its numbers of B."""

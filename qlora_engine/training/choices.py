@@ -133,14 +133,18 @@ class Choices:
         kind, rows = activation_type(base.model), self._rows_to_measure(plan)
         timings: own_kernels.Timings = {}
 
+        refused: list[str] = []
+
         def failed(name: str, why: str) -> None:
+            refused.append(name)
             self.log.emit("kernels.failed", name=name, why=why)
 
         if before is None:
             question = {"what": "kernels", "rows": rows, **self._about_layers(found, base)}
             known = self.known.answer(question)
             timings = own_kernels.measure(base.model, rows, kind, failed) if known is None else known
-            self.known.note(question, timings)
+            if not refused:  # another driver may not refuse them, and the next run shall say so if it does
+                self.known.note(question, timings)
         # At every start: drivers compile them anew, and change without a version that MLX or we would know.
         wanted = own_kernels.faster(timings) if before is None else before
         chosen = own_kernels.agreeing(base.model, wanted, rows, kind, failed)

@@ -12,6 +12,7 @@ import pytest
 
 from qlora_engine.training import adapter_kernels, cuda
 from qlora_engine.training.adapter_kernels import Layout
+from qlora_engine.training.adapter_products import ByKernels
 from support.cuda_on_cpu import run
 
 DRAW = np.random.default_rng(0)
@@ -86,6 +87,14 @@ def test_added_to_what_is_there(layout: Layout) -> None:
         y, inner, w = drawn(rows, layout.columns), drawn(rows, layout.ranks), drawn(layout.rank * layout.columns)
         parts = zip(columns(y, layout), ranks(inner, layout), matrices(w, layout), strict=True)
         near(adapter_kernels.add(y, inner, w, layout), *(of_y + mine @ matrix for of_y, mine, matrix in parts))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_matrices_lie_in_rows(layers: int) -> None:
+    """What does not is copied at each product."""
+    laid = ByKernels(8, 64, [128] * layers).laid([(drawn(64, 8), drawn(8, 128))] * layers)
+    assert all(np.array(matrix, copy=False).flags.c_contiguous for matrix in laid)
+    assert [matrix.shape for matrix in laid] == [(8 * layers, 64), (8 * layers * 128,)]
 
 
 def test_where_they_fit() -> None:

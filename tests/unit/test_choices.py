@@ -158,6 +158,18 @@ def test_kernels_of_our_own_are_chosen_once(tmp_path: Path, model: Path, monkeyp
     assert (event["name"], event["why"]) == ("rotary", "no image for this device")
 
 
+def test_what_a_driver_refused_is_measured_again(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the next run: it may have another driver by then, and is to say what is not used."""
+    module = "qlora_engine.training.own_kernels"
+    monkeypatch.setattr(f"{module}.use", lambda *_: None)
+    monkeypatch.setattr(f"{module}.agreeing", lambda _model, names, *_: list(names))
+    monkeypatch.setattr(f"{module}.measure", lambda *asked: asked[-1]("rotary", "no image for this device") or {})
+    for folder in ("first", "second"):
+        run = OnAGpu(tmp_path / folder, model, GIGA)
+        run.choices.kernels(replace(run.found, backend="cuda"), run.base, LONG)
+        assert [event["event"] for event in run.events] == ["kernels.failed", "kernels.chosen"]
+
+
 def siblings_of(model: nn.Module) -> int:
     """How many layers compute with others."""
     return sum(isinstance(m, LowRank) and m.siblings is not None for _, m in model.named_modules())

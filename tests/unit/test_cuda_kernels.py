@@ -360,6 +360,42 @@ def test_only_what_gives_the_same_is_used(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize("wrong", ["another rank", "the other sibling's"])
+def test_products_of_every_rank_and_sibling_are_compared(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of one width may differ in rank, and siblings must not be taken for each other."""
+    model = with_adapters(llama_model(hidden=256), rank=8)
+    other = model.layers[0].self_attn.o_proj
+    other.lora_a, other.lora_b = mx.zeros((256, 32)), mx.zeros((32, 256))
+    together(model)
+
+    def off(kernel: cuda.Kernel, inputs: list[mx.array], **settings: Any) -> list[mx.array]:
+        if kernel is adapter_kernels.ADD:
+            y, inner, w, layout = inputs
+            if wrong == "another rank" and layout.shape == (1, 32):
+                inputs = [y, 2 * inner, w, layout]
+            elif wrong == "the other sibling's" and layout.shape[0] == 2:
+                inputs = [y, inner, mx.roll(w, w.size // 2), layout]
+        return stand_in(kernel, inputs, **settings)
+
+    assert own_kernels.agreeing(model, ["adapters"], 16, mx.float32, unexpected) == ["adapters"]
+    monkeypatch.setattr(cuda.Kernel, "__call__", off)
+    assert own_kernels.agreeing(model, ["adapters"], 16, mx.float32, unexpected) == []
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_measuring_the_widest_layers_takes_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others keep theirs."""
+    model = together(with_adapters(llama_model(hidden=256), rank=8))
+    monkeypatch.setattr(adapter_pairs, "MOST", 8000)  # 7 rows of gate and up, 512 wide each, and 15 of what is 512 wide
+    pair = adapter_pairs.pair_of_products(model, 12, mx.float32)
+    assert pair is not None
+    assert pair.x.shape == pair.cotangent.shape == (7 * 1024,)
+    shapes = {array.shape for array in pair.ours(pair.x, pair.cotangent)}
+    assert {(7, 1024), (12, 512)} <= shapes
+    assert pair.agree()
+
+
+@pytest.mark.usefixtures("on_a_gpu")
 def test_what_nothing_would_use_is_not_measured() -> None:
     """It would be compiled and reported for nothing."""
     dropped = together(with_adapters(llama_model(hidden=256), rank=8, dropout=0.5))
