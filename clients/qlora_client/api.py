@@ -28,7 +28,7 @@ from qlora_engine.job.turn import why_it_waits
 from qlora_worker import letters
 from qlora_worker.letters import Letter
 from qlora_worker.messages import Kind, Submission
-from qlora_worker.queue import Requests, new_key
+from qlora_worker.requests import Requests, new_key
 from qlora_worker.settings import Settings
 
 # The daemon answers a submission when the job is examined, which may ask the model hub.

@@ -20,7 +20,7 @@ from qlora_engine.job.record import utc_now
 from qlora_engine.job.text import size
 from qlora_engine.job.unforeseen import refused_by_system
 from qlora_worker.messages import MOST_CLEANED
-from qlora_worker.queue import Requests
+from qlora_worker.requests import Requests
 from qlora_worker.settings import Settings
 
 Kind = Literal["run", "checkpoints", "left over", "model", "tokens"]

@@ -46,7 +46,7 @@ from qlora_engine.job.together import sync_folders
 from qlora_engine.job.turn import Standing, standing
 from qlora_worker import letters
 from qlora_worker.messages import Answer, Submission
-from qlora_worker.queue import Received
+from qlora_worker.requests import Received
 
 Reply = Callable[[Received, Answer], None]
 

@@ -12,9 +12,9 @@ from qlora_daemon.queue_health import QueueHealth
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.unforeseen import refused_by_system
-from qlora_worker.connection import in_words
+from qlora_worker.connection import TROUBLE, in_words
 from qlora_worker.messages import Answer, Submission
-from qlora_worker.queue import TROUBLE, Received, Requests
+from qlora_worker.requests import Received, Requests
 
 
 class Desk:

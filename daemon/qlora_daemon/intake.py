@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterable
 
 from qlora_daemon.mail import Asked, Post, QueueFailed
-from qlora_worker.connection import in_words
-from qlora_worker.queue import FIRST, TROUBLE, Received, Requests, just_before
+from qlora_worker.connection import TROUBLE, in_words
+from qlora_worker.requests import FIRST, Received, Requests, just_before
 
 BLOCK_SECONDS = 5.0
 AGAIN_SECONDS = 1.0  # between two tries while Redis is away

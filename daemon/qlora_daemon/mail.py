@@ -11,7 +11,7 @@ from qlora_engine.job.errors import QloradError
 from qlora_engine.job.members import ResolvedSweep
 from qlora_engine.job.resolved import AnyResolved
 from qlora_engine.job.survey import Survey
-from qlora_worker.queue import Received
+from qlora_worker.requests import Received
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from qlora_daemon.training_processes import training_processes
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import Home
 from qlora_worker import contents
-from qlora_worker.connection import Keys, in_words
-from qlora_worker.queue import TROUBLE
+from qlora_worker.connection import TROUBLE, Keys, in_words
+from qlora_worker.queue import attempt_in
 
 EVERY_SECONDS = 60.0
 
@@ -88,7 +88,7 @@ class Reconciler:
             return None
 
         def attempts(names: tuple[str, ...] | frozenset[str]) -> dict[str, Attempt | None]:
-            return {name: contents.attempt_in(name, self._keys) for name in names}
+            return {name: attempt_in(name, self._keys) for name in names}
 
         workers = {name: contents.process_of_worker(name, self._keys) for name in found.workers}
         return reconcile.Redis(attempts(found.waiting), attempts(found.taken), attempts(found.hashes), workers)

@@ -24,7 +24,8 @@ from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.record import JobRecord, utc_now
 from qlora_engine.job.states import ACTIVE, State
 from qlora_engine.job.vocabulary import EVENTS
-from qlora_worker.queue import TROUBLE, JobQueue
+from qlora_worker.connection import TROUBLE
+from qlora_worker.queue import JobQueue
 
 LOST_SECONDS = 2.0  # without any trace of an attempt before it counts as lost
 LOOK_SECONDS = 1.0  # between two looks at the lock of an attempt that runs

@@ -16,8 +16,7 @@ from qlora_engine.job.events import EventLog
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.states import State
 from qlora_engine.job.turn import standing
-from qlora_worker.connection import in_words
-from qlora_worker.queue import TROUBLE
+from qlora_worker.connection import TROUBLE, in_words
 
 
 class Scheduler:

@@ -53,8 +53,9 @@ from qlora_engine.job.formats import NewerFormat
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.service_status import ServiceStatus
 from qlora_engine.job.states import State
-from qlora_worker.connection import connect, in_words, keys_of
-from qlora_worker.queue import TROUBLE, JobQueue, Requests
+from qlora_worker.connection import TROUBLE, connect, in_words, keys_of
+from qlora_worker.queue import JobQueue
+from qlora_worker.requests import Requests
 from qlora_worker.settings import Settings, unknown_variables
 
 ACTIVE_TICK = 0.2

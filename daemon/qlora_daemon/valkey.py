@@ -12,8 +12,7 @@ import psutil
 from qlora_engine.job.errors import DaemonUnavailable
 from qlora_engine.job.folder import Home
 from qlora_engine.job.record import utc_now
-from qlora_worker.connection import connect
-from qlora_worker.queue import TROUBLE
+from qlora_worker.connection import TROUBLE, connect
 from qlora_worker.settings import Settings
 
 END_SECONDS = 5.0

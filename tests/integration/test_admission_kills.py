@@ -26,7 +26,7 @@ from qlora_engine.job.states import State
 from qlora_worker import letters
 from qlora_worker.letters import Letter
 from qlora_worker.messages import Answer, Submission
-from qlora_worker.queue import Received
+from qlora_worker.requests import Received
 from support.service import Daemon
 
 KEY = "f" * 32

@@ -20,7 +20,7 @@ from qlora_engine.job.events import Event, parse_line
 from qlora_engine.job.folder import Home
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
-from qlora_worker.queue import Requests
+from qlora_worker.requests import Requests
 from qlora_worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -27,7 +27,7 @@ from qlora_engine.job.states import State
 from qlora_engine.job.together import FEW, sync_folders
 from qlora_engine.job.turn import first_ready
 from qlora_worker.messages import Answer, Submission
-from qlora_worker.queue import Received
+from qlora_worker.requests import Received
 from support.service import ROOT, Daemon
 
 

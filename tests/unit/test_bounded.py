@@ -23,7 +23,8 @@ from qlora_worker import output
 from qlora_worker.connection import Keys
 from qlora_worker.messages import Answer
 from qlora_worker.output import KEPT_BYTES, MOST_BYTES, keep_short
-from qlora_worker.queue import ANSWER_TTL_SECONDS, FIRST, MOST_REQUESTS, TTL_SECONDS, JobQueue, Requests, new_key
+from qlora_worker.queue import TTL_SECONDS, JobQueue
+from qlora_worker.requests import ANSWER_TTL_SECONDS, FIRST, MOST_REQUESTS, Requests, new_key
 from support.server import valkey_server
 from support.service import wait_until
 
@@ -101,7 +102,7 @@ def test_requests_that_nobody_answers_are_bounded(
 ) -> None:
     """A daemon that hangs for a night beside a script that asks each second must not fill the memory."""
     connection, keys, _ = server
-    monkeypatch.setattr("qlora_worker.queue.MOST_REQUESTS", 300)
+    monkeypatch.setattr("qlora_worker.requests.MOST_REQUESTS", 300)
     monkeypatch.setattr(connection, "blpop", lambda *_, **__: [b"", Answer.done(None, "").model_dump_json().encode()])
     for _ in range(1000):
         Requests(connection, keys).ask("resume", {})

@@ -14,7 +14,7 @@ from qlora_daemon.orders import Orders
 from qlora_daemon.queue_health import QueueHealth
 from qlora_engine.job.events import Event, EventLog
 from qlora_worker.messages import Answer, Kind, Request
-from qlora_worker.queue import Received, Requests
+from qlora_worker.requests import Received, Requests
 
 CANCEL = Received("7-0", "a" * 32, Request(key="a" * 32, kind="cancel", payload={}))
 

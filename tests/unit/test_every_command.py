@@ -19,7 +19,7 @@ from qlora_engine.job.folder import Home
 from qlora_engine.job.lock import held
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
-from qlora_worker import queue
+from qlora_worker import requests
 
 JOB, OTHER = "20261122-143501-sql", "20261122-143502-poem"
 NOBODY = 65534
@@ -279,21 +279,21 @@ def test_with_a_daemon_whose_queue_does_not_answer(
     name: str, home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis may be full, damaged or away; the command says so and ends."""
-    monkeypatch.setattr(queue, "connect", lambda settings, **_: _connect(settings, timeout=0.2, retries=0))
+    monkeypatch.setattr(requests, "connect", lambda settings, **_: _connect(settings, timeout=0.2, retries=0))
     with held(home.daemon_lock, {"pid": os.getpid()}):
         said = errors(capsys, main(line(name, home)), Exit.UNAVAILABLE)
     assert "queue does not answer" in said
     assert "remedy" in said
 
 
-_connect = queue.connect
+_connect = requests.connect
 
 
 def test_a_submission_is_left_where_a_daemon_whose_queue_does_not_answer_finds_it(
     home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not lost, and nobody is told to start what runs."""
-    monkeypatch.setattr(queue, "connect", lambda settings, **_: _connect(settings, timeout=0.2, retries=0))
+    monkeypatch.setattr(requests, "connect", lambda settings, **_: _connect(settings, timeout=0.2, retries=0))
     with held(home.daemon_lock, {"pid": os.getpid()}):
         assert main([*line("submit", home), "--json"]) == 0
         output = capsys.readouterr()

@@ -27,7 +27,7 @@ from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.states import State
 from qlora_engine.report.read import read_run
 from qlora_worker import letters
-from qlora_worker.queue import _parse
+from qlora_worker.requests import _parse
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "format-1"
 FIRST, SECOND = "20261123-122400-first", "20261123-122410-second"

@@ -17,7 +17,7 @@ from qlora_daemon.mail import Asked, Message, QueueFailed
 from qlora_engine.job.folder import Home
 from qlora_worker.connection import Keys
 from qlora_worker.messages import Answer
-from qlora_worker.queue import FIRST, RECEIVED_AT_ONCE, Received, Requests, just_before, new_key
+from qlora_worker.requests import FIRST, RECEIVED_AT_ONCE, Received, Requests, just_before, new_key
 from support.server import valkey_server
 from support.service import wait_until
 

@@ -15,7 +15,7 @@ from qlora_worker.queue import read_rq_arguments
 KEY = "0" * 32
 
 
-def test_a_request_survives_the_way(tmp_path: object) -> None:
+def test_a_request_survives_the_way() -> None:
     """Both sides read the same."""
     request = Request(key=KEY, kind="submit", payload={"text": "model: ü\n", "name": "j.yaml", "base": "/b"})
     assert Request.model_validate_json(request.model_dump_json()) == request
@@ -73,7 +73,7 @@ def test_a_refusal_arrives_as_the_error_that_it_was(kind: type[QloradError]) -> 
 def test_clients_and_daemon_import_neither_mlx_nor_rq() -> None:
     """RQ costs a client a quarter of a second; mlx costs the daemon hundreds of megabytes."""
     check = "import sys, {}; print([m for m in ('mlx', 'mlx_lm', 'transformers', 'rq', 'numpy') if m in sys.modules])"
-    for module in ("qlora_worker.queue", "qlora_daemon.service"):
+    for module in ("qlora_client.api", "qlora_daemon.service"):
         result = subprocess.run(
             [sys.executable, "-c", check.format(module)], capture_output=True, text=True, check=True
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import AskError, AuthenticationError, NoPermissionError, ResponseError
+from redis.exceptions import AskError, AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 from redis.retry import Retry
 
@@ -22,6 +22,7 @@ from qlora_engine.job.folder import Home
 from qlora_engine.job.text import plain
 from qlora_worker.settings import Settings
 
+TROUBLE = (RedisError, OSError)  # what is raised where Redis does not answer or refuses
 SOCKET_BYTES = 103  # sun_path holds 104 bytes with its final NUL on macOS, 108 on Linux
 
 

@@ -1,4 +1,4 @@
-"""What lies in Redis of one home beside its requests, by name, so that it can be compared with the disk."""
+"""What RQ keeps in Redis of one home, by name, so that it can be compared with the disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import cast
 
 from redis import Redis
 
-from qlora_engine.job.folder import JOB_ID
 from qlora_worker.connection import Keys
 from qlora_worker.queue import forget
 
@@ -55,14 +54,6 @@ def read_contents(connection: Redis, keys: Keys) -> Contents:
         hashes=frozenset(attempts),
         workers=frozenset(name for name in workers if name.startswith(f"{keys.queue}-")),
     )
-
-
-def attempt_in(name: str, keys: Keys) -> tuple[str, int] | None:
-    """The job and the attempt that a name stands for; None for one that is not ours."""
-    job_id, _, attempt = name.removeprefix(f"{keys.queue}-").rpartition("-")
-    if name.startswith(f"{keys.queue}-") and JOB_ID.fullmatch(job_id) and attempt.isdigit():
-        return job_id, int(attempt)
-    return None
 
 
 def process_of_worker(name: str, keys: Keys) -> int | None:

@@ -28,8 +28,8 @@ from qlora_engine.job.record import utc_now
 from qlora_engine.job.unforeseen import explained
 from qlora_engine.wakefulness import Wakefulness
 from qlora_worker.attempt_job import AttemptJob
-from qlora_worker.connection import connect, keys_of
-from qlora_worker.queue import TROUBLE, forget
+from qlora_worker.connection import TROUBLE, connect, keys_of
+from qlora_worker.queue import forget
 from qlora_worker.settings import Settings
 from qlora_worker.training import TASK_MODULE, TrainingProcess
 from qlora_worker.watchdog import Watchdog
