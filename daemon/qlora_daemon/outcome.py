@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +72,24 @@ def after_exit(record: JobRecord, evidence: Evidence, *, output: str) -> Move:
     if move.target is State.FAILED and record.retried < record.retries and _may_pass(move, evidence):
         return _try_again(record, move)
     return move
+
+
+def record_changes(record: JobRecord, move: Move, over: datetime | None, now: datetime) -> dict[str, Any]:
+    """What the end of an attempt changes in its job's record beside the state.
+
+    Args:
+        record: as it was.
+        move: where the job goes.
+        over: when the attempt ended; None where nobody knows.
+        now: the time.
+    """
+    changes: dict[str, Any] = {"after_stop": State.QUEUED, "stop_reason": "", "running_since": None}
+    changes["rests_until"] = now + move.again if move.again is not None else None
+    if move.target is not State.CANCELLED:
+        changes["outdone_by"] = None  # it came to its end before it could be stopped
+    if record.running_since is not None and over is not None:
+        changes["ran"] = record.ran + max(0.0, (over - record.running_since).total_seconds())
+    return {**changes, **move.changes}
 
 
 def _may_pass(move: Move, evidence: Evidence) -> bool:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 
-import psutil
 from redis import Redis
 
 from qlora_daemon import reconcile
@@ -14,7 +11,7 @@ from qlora_daemon.jobs import JobTable
 from qlora_daemon.queue_health import QueueHealth
 from qlora_daemon.reconcile import Answer, Attempt, Disk, Finding, Processes
 from qlora_daemon.runner import Runner
-from qlora_daemon.training_processes import training_processes
+from qlora_daemon.training_processes import signal_training, training_processes
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import Home
 from qlora_worker import contents
@@ -111,19 +108,10 @@ class Reconciler:
             case Answer.FORGET_WORKER:
                 contents.forget_worker(self._connection, self._keys, finding.subject)
             case Answer.KILL:
-                _kill(int(finding.subject))
+                signal_training(int(finding.subject), signal.SIGKILL)
             case Answer.SETTLE:
                 self._runner.adopt()
             case Answer.DROP:
                 self._jobs.drop(finding.subject)
             case Answer.LOAD:
                 self._jobs.read(finding.subject)
-
-
-def _kill(pid: int) -> None:
-    """End a training process and what it started; it leads a group of its own."""
-    with contextlib.suppress(ProcessLookupError, psutil.Error):
-        if os.getpgid(pid) == pid:
-            os.killpg(pid, signal.SIGKILL)
-        else:
-            psutil.Process(pid).kill()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from datetime import UTC, datetime, timedelta
@@ -13,11 +12,10 @@ from typing import Any
 from qlora_daemon.active import Active, rungs
 from qlora_daemon.dispatcher import Stop
 from qlora_daemon.jobs import JobTable
-from qlora_daemon.outcome import Evidence, Move, after_exit
+from qlora_daemon.outcome import Evidence, Move, after_exit, record_changes
 from qlora_daemon.rivals import Rivals
-from qlora_daemon.training_processes import find_training
+from qlora_daemon.training_processes import find_training, holds, signal_attempt
 from qlora_daemon.watch import RunWatch
-from qlora_engine.job import lock
 from qlora_engine.job.events import Event, Sink
 from qlora_engine.job.exits import ExitRecord
 from qlora_engine.job.folder import RunFolder
@@ -95,7 +93,7 @@ class Runner:
             active = Active(record.id, record.attempt, watch, worker=None)
             self._read_events(active, relay=False)
             self._end_if_outdone(active)
-            if adopted is None and self._holder_is(active):
+            if adopted is None and self._holds_gpu(active):
                 adopted = active
                 active.stop_rungs = rungs(time.monotonic() + ORPHAN_SECONDS, ORPHAN_SECONDS)
             else:
@@ -140,7 +138,7 @@ class Runner:
             self._ask_to_stop(active)
         self._climb(active, now)
         if self._jobs.run(active.job).exit(active.attempt).exists():
-            if not self._holder_is(active):
+            if not self._holds_gpu(active):
                 self._settle(active)
             return
         if now - active.looked >= LOOK_SECONDS or active.no_trace_since is not None:
@@ -197,7 +195,7 @@ class Runner:
 
     def _has_trace(self, active: Active, worker: int | None) -> bool:
         """Whether anything may still be training, or about to train, this attempt."""
-        if self._holder_is(active) or find_training(self._jobs.home, active.job, active.attempt) is not None:
+        if self._holds_gpu(active) or find_training(self._jobs.home, active.job, active.attempt) is not None:
             active.in_redis_alone = 0
             return True
         if worker is None or worker != active.worker:
@@ -321,26 +319,10 @@ class Runner:
             active.stop_rungs.pop(0)
 
     def _signal(self, active: Active, number: signal.Signals) -> bool:
-        holder = self._holder(active)
-        pid = holder.get("pid") if holder else find_training(self._jobs.home, active.job, active.attempt)
-        if not isinstance(pid, int):
-            return False
-        with contextlib.suppress(ProcessLookupError):
-            if number is signal.SIGKILL and os.getpgid(pid) == pid:
-                os.killpg(pid, number)
-            else:
-                os.kill(pid, number)
-        return True
+        return signal_attempt(self._jobs.home, self._gpu_lock, active.job, active.attempt, number)
 
-    def _holder(self, active: Active) -> dict[str, Any] | None:
-        """What the lock's holder says, if it is this attempt."""
-        holder = lock.holder_of(self._gpu_lock)
-        if holder and (holder.get("job"), holder.get("attempt")) == (active.job, active.attempt):
-            return holder
-        return None
-
-    def _holder_is(self, active: Active) -> bool:
-        return self._holder(active) is not None
+    def _holds_gpu(self, active: Active) -> bool:
+        return holds(self._gpu_lock, active.job, active.attempt)
 
     # Settling
 
@@ -382,19 +364,7 @@ class Runner:
             self._rests[record.id] = time.monotonic() + move.rest.total_seconds()
         else:
             self._rests.pop(record.id, None)
-        ended: dict[str, Any] = {
-            "after_stop": State.QUEUED,
-            "stop_reason": "",
-            "running_since": None,
-            "rests_until": None,
-        }
-        if move.target is not State.CANCELLED:
-            ended["outdone_by"] = None  # it came to its end before it could be stopped
-        if record.running_since is not None and over is not None:
-            ended["ran"] = record.ran + max(0.0, (over - record.running_since).total_seconds())
-        if move.again is not None:
-            ended["rests_until"] = utc_now() + move.again
-        self._jobs.move(record.id, move.target, move.reason, **ended, **move.changes)
+        self._jobs.move(record.id, move.target, move.reason, **record_changes(record, move, over, utc_now()))
 
 
 def _last_seen(run: RunFolder) -> datetime | None:
