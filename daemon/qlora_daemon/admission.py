@@ -12,11 +12,9 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from pathlib import Path
 
-from qlora_daemon import duplicates
+from qlora_daemon.batch import Batch
 from qlora_daemon.claims import (
     Claim,
     Problem,
@@ -28,22 +26,20 @@ from qlora_daemon.claims import (
     unfinished,
     was_rejected,
 )
-from qlora_daemon.drafts import Draft, Part, make, name_of, parts_of, unfinished_groups, wishes
-from qlora_daemon.jobs import JobTable, member_key
+from qlora_daemon.drafts import Draft, unfinished_groups
+from qlora_daemon.jobs import JobTable
 from qlora_daemon.mail import Examined
 from qlora_daemon.settling import Found, look
-from qlora_engine.job import durable, naming
+from qlora_engine.job import durable
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.events import EventLog
-from qlora_engine.job.folder import GROUP_NAME, Home, member_ids, new_job_id, slug
+from qlora_engine.job.folder import Home
 from qlora_engine.job.members import ResolvedSweep
-from qlora_engine.job.record import JobRecord, utc_now
-from qlora_engine.job.resolved import AnyResolved, AnySpec, ResolvedFuse, kind_of
+from qlora_engine.job.resolved import AnyResolved
 from qlora_engine.job.states import State
 from qlora_engine.job.survey import Survey
-from qlora_engine.job.text import plain
 from qlora_engine.job.together import sync_folders
-from qlora_engine.job.turn import Standing, standing
+from qlora_engine.job.turn import standing
 from qlora_worker import letters
 from qlora_worker.messages import Answer, Submission
 from qlora_worker.requests import Received
@@ -53,24 +49,6 @@ Reply = Callable[[Received, Answer], None]
 BATCH = 256  # verdicts that are acted on together, at most
 GATHER_SECONDS = 0.1  # that a verdict waits for others, while more are to come
 AGAIN_SECONDS = 5.0  # until what the disk refused is tried again
-
-
-@dataclass
-class Batch:
-    """What is admitted together, as far as it has come; nobody else knows of it yet."""
-
-    drafts: list[Draft] = field(default_factory=list)
-    records: dict[str, JobRecord] = field(default_factory=dict)  # by id
-    alike: dict[str, JobRecord] = field(default_factory=dict)  # by content
-    groups: set[str] = field(default_factory=set)
-
-    def add(self, draft: Draft) -> None:
-        """One more."""
-        self.drafts.append(draft)
-        if draft.is_sweep:
-            self.groups.add(draft.id)
-        for record in draft.records:
-            self.records[record.id] = self.alike[record.content or record.id] = record
 
 
 class Admission:
@@ -214,13 +192,10 @@ class Admission:
         return True
 
     def _settle(self, batch: Sequence[Examined]) -> None:
-        found = Batch()
+        found = Batch(self._home, self._jobs)
         try:
             for examined in batch:
-                claim, verdict = self._open[examined.key], examined.verdict
-                if isinstance(verdict, QloradError):
-                    self._reject(claim, verdict)
-                elif draft := self._draft(claim, parts_of(verdict, examined.survey), verdict, found):
+                if (draft := self._draft(examined, found)) is not None:
                     found.add(draft)
             sync_folders([folder for draft in found.drafts for folder in draft.folders() if folder.exists()])
         except Exception:
@@ -230,79 +205,19 @@ class Admission:
             raise
         self._accept(found.drafts)
 
-    def _draft(
-        self, claim: Claim, parts: Sequence[Part], verdict: AnyResolved | ResolvedSweep, batch: Batch
-    ) -> Draft | None:
-        """The run folders under names that are not their own yet; nothing where a job is the same."""
+    def _draft(self, examined: Examined, batch: Batch) -> Draft | None:
+        """What a submission becomes; nothing where it is rejected, which then has been said."""
+        claim, verdict = self._open[examined.key], examined.verdict
         if draft := self._appeared.get(claim.key):  # the disk refused what comes after that
             return draft
-        text = claim.content()
-        own = [[f"{key}={value!r}" for key, value in part.settings.items()] for part in parts]
-        contents = [
-            duplicates.content_of(text, part.job, [*claim.overrides, *more])
-            for part, more in zip(parts, own, strict=True)
-        ]
-        same = [batch.alike.get(content) or self._jobs.unfinished_like(content) for content in contents]
-        if (first := next(filter(None, same), None)) is not None and not claim.again:
-            self._reject(claim, duplicates.refused(claim, first))
+        if isinstance(verdict, QloradError):
+            self._reject(claim, verdict)
             return None
         try:
-            after = [self._waits_for(part.job, batch) for part in parts]
+            return batch.draft(claim, verdict, examined.survey)
         except JobRejected as error:
             self._reject(claim, error)
             return None
-        now, name = utc_now(), name_of(claim, parts[0].job.spec)
-        if not isinstance(verdict, ResolvedSweep):
-            job_id = new_job_id(name, now, self._home.runs, lambda job_id: self._is_taken(job_id, batch))
-            record = JobRecord.new(job_id, name, kind=kind_of(verdict), request=claim.key, content=contents[0])
-            records = [record.noting(**wishes(verdict.spec), after=after[0])]
-        else:
-            labels = [part.label for part in parts]
-            job_id = self._group_id(name, now, labels, batch)
-            records = [
-                JobRecord.new(
-                    member, plain(f"{name} {part.label}", 200), request=member_key(claim.key, number), content=content
-                ).noting(
-                    **wishes(part.job.spec), after=others, group=job_id, settings=part.settings,
-                    stop_worse_than=verdict.stop_worse_than,
-                    created=now + timedelta(microseconds=number),  # they run in this order
-                )
-                for number, (member, part, content, others) in enumerate(
-                    zip(member_ids(job_id, labels), parts, contents, after, strict=True)
-                )
-            ]  # fmt: skip
-        placed = [self._placed(record, part.job.spec, batch) for record, part in zip(records, parts, strict=True)]
-        return make(self._home, claim, job_id, parts, placed)
-
-    def _placed(self, record: JobRecord, spec: AnySpec, batch: Batch) -> JobRecord:
-        """The record in the state that its job begins with."""
-        stands = standing(record, lambda other: self._jobs.get(other) or batch.records.get(other))
-        if spec.hold:
-            stands = Standing(State.HELD, "held from the start · `qlora release` lets it go on")
-        return record.moved(stands.state, stands.reason)
-
-    def _is_taken(self, job_id: str, batch: Batch) -> bool:
-        """Whether a sweep, or what is admitted at the same time, has this id."""
-        return job_id in batch.records or job_id in batch.groups or bool(self._jobs.of_group(job_id))
-
-    def _group_id(self, name: str, now: datetime, labels: Sequence[str], batch: Batch) -> str:
-        def taken(group: str) -> bool:
-            members = member_ids(group, labels)
-            there = any(self._is_taken(one, batch) or self._home.run(one).path.exists() for one in members)
-            return there or self._is_taken(group, batch)
-
-        return new_job_id(slug(name)[:GROUP_NAME], now, self._home.runs, taken)
-
-    def _waits_for(self, job: AnyResolved, batch: Batch) -> tuple[str, ...]:
-        """The jobs that it comes after: those that it names, and the one that it fuses unless that has ended."""
-        after: tuple[str, ...] = ()
-        if job.spec.after:
-            after = naming.resolve("after", job.spec.after, [*self._jobs, *batch.records.values()])
-        if isinstance(job, ResolvedFuse) and job.source not in after:
-            source = self._jobs.get(job.source)
-            if source is None or not source.is_final:
-                after = (*after, job.source)
-        return after
 
     def _accept(self, drafts: Sequence[Draft]) -> None:
         """Let the run folders appear, then tell everybody, and end the claims."""
