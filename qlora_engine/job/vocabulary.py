@@ -555,21 +555,3 @@ EVENTS: dict[str, EventType] = {
     ),
     "fuse.failed": EventType("Fusing cannot go on.", _PROBLEM | {"error": "type of the error"}, "error"),
 }
-
-
-def as_markdown() -> str:
-    """The vocabulary as a document."""
-    lines = [
-        "# Events",
-        "",
-        "Every line of `logs/qlorad.jsonl`, `runs/<job>/events.jsonl` and `runs/<job>/metrics.jsonl` is one of these "
-        "events as a JSON object. This page is generated from `qlora_engine/job/vocabulary.py`; `make docs` writes it.",
-        "",
-        "Every event carries:",
-        "",
-        *(f"- `{name}`: {meaning}" for name, meaning in COMMON.items()),
-    ]
-    for name, kind in EVENTS.items():
-        lines += ["", f"## `{name}`", "", f"{kind.meaning} Level {kind.level}.", ""]
-        lines += [f"- `{key}`: {meaning}" for key, meaning in kind.fields.items()]
-    return "\n".join(lines).rstrip() + "\n"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from qlora_engine.job.events import EventLog, UnknownEvent, file_sink, parse_line, to_line
-from qlora_engine.job.vocabulary import COMMON, EVENTS, as_markdown
+from qlora_engine.job.vocabulary import COMMON, EVENTS
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("daemon/qlora_daemon", "worker/qlora_worker", "clients/qlora_client", "qlora_engine")
@@ -95,11 +95,9 @@ def test_bound_fields_are_added_and_the_file_has_every_event(tmp_path: Path) -> 
     assert [(e["step"], e.get("attempt")) for e in events if e] == [(1, 3), (2, None)]
 
 
-def test_the_document_is_the_vocabulary() -> None:
-    """`make docs` was forgotten."""
-    assert (ROOT / "docs" / "events.md").read_text() == as_markdown()
-    for name, kind in EVENTS.items():
-        assert f"## `{name}`" in as_markdown()
+def test_every_event_and_field_says_what_it_means() -> None:
+    """The page of events is made of it."""
+    for kind in EVENTS.values():
         assert kind.meaning.endswith(".")
         assert all(kind.fields.values())
 

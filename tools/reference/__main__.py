@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from qlora_engine.job import schema, vocabulary
-from reference import api, commands, exit_codes, job_file, models, settings
+from qlora_engine.job import schema
+from reference import api, commands, events, exit_codes, job_file, models, settings
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGES: Mapping[str, Callable[[], str]] = {
     "api.md": api.as_markdown,
     "commands.md": commands.as_markdown,
-    "events.md": vocabulary.as_markdown,
+    "events.md": events.as_markdown,
     "exit-codes.md": exit_codes.as_markdown,
     "job-file.md": job_file.as_markdown,
     "job.schema.json": schema.as_text,
