@@ -28,9 +28,10 @@ from qlora_engine.job.models import resolve
 from qlora_engine.job.overrides import applied
 from qlora_engine.job.resolved import AnyResolved, ResolvedJob
 from qlora_engine.job.services import check_installed
-from qlora_engine.job.spec import JobSpec, validate
+from qlora_engine.job.spec import JobSpec
 from qlora_engine.job.survey import Survey
 from qlora_engine.job.targets import check_targets
+from qlora_engine.job.validate import validate
 
 
 class ExamineRequest(BaseModel):

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from qlora_engine.job.jobfile import JobText
 from qlora_engine.job.models import NAME
-from qlora_engine.job.spec import validated
+from qlora_engine.job.validate import validated
 from qlora_engine.job.wishes import Text, Wishes
 
 KEY = "fuse"  # what tells such a file from one that trains

@@ -14,9 +14,10 @@ from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.jobfile import JobText
 from qlora_engine.job.overrides import SET, with_value
 from qlora_engine.job.resolved import ResolvedJob
-from qlora_engine.job.spec import JobSpec, rejected, validate
+from qlora_engine.job.spec import JobSpec
 from qlora_engine.job.survey import Survey
 from qlora_engine.job.sweep import Settings, Sweep, label
+from qlora_engine.job.validate import rejected, validate
 
 
 class Member(BaseModel):

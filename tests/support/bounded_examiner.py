@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-from qlora_engine.job import spec  # noqa: F401  # its memory is not the file's
+from qlora_engine.job import validate  # noqa: F401  # its memory is not the file's
 from qlora_engine.job.examine import ExamineRequest, Verdict, answer_requests, verdict_on
 
 SECONDS = 1.0  # of processor time: on a busy machine a second of the clock proves nothing

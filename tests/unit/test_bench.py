@@ -31,7 +31,8 @@ from qlora_engine.job import jobfile
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.lock import held
 from qlora_engine.job.resolved import ResolvedJob
-from qlora_engine.job.spec import JobSpec, validate
+from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.validate import validate
 from support import tiny
 
 TS = "2026-11-22T14:00:{:06.3f}+00:00"

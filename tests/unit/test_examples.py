@@ -11,7 +11,7 @@ import pytest
 from qlora_engine.job import datafiles
 from qlora_engine.job.jobfile import read_job_file
 from qlora_engine.job.members import drafts, sweep_of
-from qlora_engine.job.spec import validate
+from qlora_engine.job.validate import validate
 from support.service import ROOT
 
 EXAMPLES = sorted(path.parent for path in ROOT.glob("examples/*/job.yaml"))

@@ -23,7 +23,8 @@ from qlora_engine.job.preflight.batch import Batch
 from qlora_engine.job.preflight.memory import estimate
 from qlora_engine.job.preflight.shape import ModelShape
 from qlora_engine.job.schema import FILE, as_text, job_schema
-from qlora_engine.job.spec import JobSpec, validate
+from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.validate import validate
 from support import tiny
 from support.service import ROOT
 

@@ -14,7 +14,8 @@ from qlora_client.cli import main
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.jobfile import parse
 from qlora_engine.job.overrides import DEEPEST, LONGEST, MOST, applied, parsed
-from qlora_engine.job.spec import LoraParameters, validate
+from qlora_engine.job.spec import LoraParameters
+from qlora_engine.job.validate import validate
 from qlora_worker import letters
 
 JOB = """\

@@ -13,7 +13,8 @@ from qlora_engine.job.jobfile import parse
 from qlora_engine.job.overrides import applied
 from qlora_engine.job.preflight.duration import steps_of
 from qlora_engine.job.resolved import ResolvedJob
-from qlora_engine.job.spec import EarlyStopping, JobSpec, validate
+from qlora_engine.job.spec import EarlyStopping, JobSpec
+from qlora_engine.job.validate import validate
 from qlora_engine.training.documents import Documents
 from qlora_engine.training.memory import Device, limits_of
 from qlora_engine.training.optimizer import OPTIMIZERS, build_optimizer
