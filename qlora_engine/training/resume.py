@@ -1,8 +1,7 @@
-"""Going on from a checkpoint: what one must agree with, what it holds, and the way back to an earlier one."""
+"""The checkpoints of a run: going on from the newest, writing them, and the way back to an earlier one."""
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,49 +13,18 @@ from qlora_engine.job.errors import CheckpointDamaged, ResumeRefused, TrainingFa
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.resolved import ResolvedJob
-from qlora_engine.job.spec import JobSpec
 from qlora_engine.training import checkpoint
 from qlora_engine.training.adapters import start_from
 from qlora_engine.training.checkpoint_writer import CheckpointWriter, Wanted
 from qlora_engine.training.exactness import compare
+from qlora_engine.training.fingerprint import changes, fingerprint
 from qlora_engine.training.ladder import Ladder
 from qlora_engine.training.progress import Progress
 from qlora_engine.training.runtime import Runtime
 from qlora_engine.training.step import TrainingStep
 
-# Keys that may differ between a checkpoint and the job that resumes it: they change nothing that is trained.
-FREE_KEYS = frozenset(
-    {
-        "name",
-        "priority",
-        "urgent",
-        "hold",
-        "power",
-        "after",
-        "not_before",
-        "retries",
-        "max_runtime",
-        "notify",
-        "project_name",
-        "adapter_path",
-        "config",
-        "steps_per_report",
-        "checkpoint_minutes",
-        "clear_cache_threshold",
-        "grad_checkpoint",
-        "keep",
-        "memory",
-        "on_change",
-        "on_out_of_memory",
-        "report_to",
-        "samples",
-        "test",
-        "test_batches",
-    }
-)
 # Why a checkpoint is written that training can go on without waiting for.
 BESIDE = ("count", "best", "time")
-DEFAULTS = JobSpec().model_dump(mode="json")
 
 
 @dataclass(frozen=True)
@@ -221,35 +189,3 @@ class Checkpoints:
 
     def _say_damaged(self, path: Path, error: CheckpointDamaged) -> None:
         self.log.emit("checkpoint.damaged", path=str(path), what=error.what)
-
-
-def fingerprint(job: ResolvedJob, hashes: Mapping[Split, str]) -> dict[str, Any]:
-    """What a checkpoint must agree with: the settings that shape training, the model and the data."""
-    spec = {key: value for key, value in job.spec.model_dump(mode="json").items() if key not in FREE_KEYS}
-    data = {f"data.{part}": sha256 for part, sha256 in hashes.items() if part != "test"}
-    model = {"model files": identity(Path(job.model_path))} if job.model_path else {}
-    return spec | data | model
-
-
-def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys in which two fingerprints differ. A key that an older version did not know had its default."""
-
-    def at(side: Mapping[str, Any], key: str) -> Any:
-        default = DEFAULTS.get(key)
-        value = side.get(key, default)
-        return default | value if isinstance(default, dict) and isinstance(value, dict) else value
-
-    return sorted(key for key in then.keys() | now.keys() if at(then, key) != at(now, key))
-
-
-def identity(model: Path) -> str:
-    """SHA-256 over a model's config and, of each file of weights, its size and its table of arrays.
-
-    The weights themselves are not read: of a model of 40 GB that would take longer than loading it.
-    """
-    digest = hashlib.sha256((model / "config.json").read_bytes())
-    for file in sorted(model.glob("model*.safetensors")):
-        with file.open("rb") as weights:
-            length = int.from_bytes(weights.read(8), "little")
-            digest.update(f"{file.name} {file.stat().st_size} ".encode() + weights.read(min(length, 1 << 26)))
-    return digest.hexdigest()

@@ -14,7 +14,7 @@ from qlora_engine.job.errors import ResumeRefused
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.training import checkpoint
-from qlora_engine.training.resume import FREE_KEYS, changes, fingerprint, identity
+from qlora_engine.training.fingerprint import FREE_KEYS, changes, fingerprint, identity
 from support.rig import Process, numbered
 from support.small import assert_same
 
