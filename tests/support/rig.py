@@ -234,11 +234,6 @@ class Process:
         return state(self.step)
 
 
-def losses_of(processes: Sequence[Process]) -> dict[int, Any]:
-    """The loss of every step of a run; one that was done twice must have given the same, unless it went back."""
-    return {event["step"]: event["loss"] for process in processes for event in process.metrics}
-
-
 def until_done(make: Callable[[int], Process], *, most: int = 200) -> tuple[list[Process], Progress]:
     """Processes of one run, one after the other, until it is complete."""
     processes: list[Process] = []

@@ -73,9 +73,7 @@ def test_a_training_process_belongs_to_the_home_of_its_own_environment(tmp_path:
 @pytest.mark.parametrize(
     ("named", "there"), [("rel", "rel"), ("", "user/qlora"), (" ", "user/qlora"), ("~nosuchuser/q", None)]
 )
-def test_a_training_process_is_found_however_its_home_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, there: str | None
-) -> None:
+def test_a_training_process_is_found_however_its_home_is_written(tmp_path: Path, named: str, there: str | None) -> None:
     """One that is missed goes on after its job was given to another."""
     attempt = ("20250101-000000-theirs", 1)
     program = "import sys; print(flush=True); sys.stdin.read()"

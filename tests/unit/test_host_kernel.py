@@ -15,7 +15,6 @@ from support.recorded import Recorded
 
 CALM = "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10={} avg60=0.00 avg300=0.00 total=0\n"
 MEMORY = "MemTotal:       16000000 kB\nMemFree:          100000 kB\nMemAvailable:   {} kB\n"
-PLENTY = MEMORY.format(8_000_000)
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_no_row_occurs_twice(rows: list[Row]) -> None:
     assert len({row.sql for row in rows}) == len(rows)
 
 
-def test_the_rows_are_many_and_varied(splits: dict[str, list[Row]], rows: list[Row]) -> None:
+def test_the_rows_are_many_and_varied(splits: dict[str, list[Row]]) -> None:
     """Fewer rows, tables or kinds of statement would teach one pattern instead of a language."""
     assert len(splits["train"]) >= 300
     assert len(splits["valid"]) >= 40
