@@ -84,7 +84,7 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2, default=_as_text))
 
 
-def of_group(client: Client, group: Group, ask: Callable[[str], object], applies: Callable[[JobRecord], bool]) -> None:
+def of_group(group: Group, ask: Callable[[str], object], applies: Callable[[JobRecord], bool]) -> None:
     """Ask the daemon for the same of each job of a sweep that it applies to, of those that wait first.
 
     So none of them starts in the place of one that is stopped.

@@ -236,7 +236,7 @@ def cancel(job: JobId, as_json: AsJson = False) -> None:
 
     client = make_client()
     if (group := find_group(client.home, job)) is not None:
-        of_group(client, group, client.cancel, lambda record: not record.is_final)
+        of_group(group, client.cancel, lambda record: not record.is_final)
         for record in [one.job for one in client.group(group.id).members if not one.job.is_final]:
             _wait_until_stopped(client, record, as_json=as_json)
         print_group_states(client.group(group.id), as_json=as_json)

@@ -20,8 +20,10 @@ from qlora_client.commands.common import (
     print_group_states,
     print_json,
 )
+from qlora_engine.job.states import State
 
 if TYPE_CHECKING:
+    from qlora_client.api import Client
     from qlora_engine.job.record import JobRecord
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
@@ -46,7 +48,8 @@ def hold(job: JobId, as_json: AsJson = False) -> None:
 
     A running one stops at a checkpoint. Let it go on: `qlora release ID`.
     """
-    _ask(make_client().hold, job, lambda record: not record.is_final, as_json=as_json)
+    client = make_client()
+    _ask(client, client.hold, job, lambda record: not record.is_final, as_json=as_json)
 
 
 def release(job: JobId, as_json: AsJson = False) -> None:
@@ -54,7 +57,8 @@ def release(job: JobId, as_json: AsJson = False) -> None:
 
     It waits no longer for jobs that failed or were cancelled, and may train for its `max_runtime` again.
     """
-    _ask(make_client().release, job, lambda record: record.state in ("held", "stopping"), as_json=as_json)
+    client = make_client()
+    _ask(client, client.release, job, lambda record: record.state in (State.HELD, State.STOPPING), as_json=as_json)
 
 
 def retry(job: JobId, as_json: AsJson = False) -> None:
@@ -62,7 +66,8 @@ def retry(job: JobId, as_json: AsJson = False) -> None:
 
     From its checkpoint, as the same job. Watch it: `qlora logs -f ID`.
     """
-    _ask(make_client().retry, job, lambda record: record.state in ("failed", "cancelled"), as_json=as_json)
+    client = make_client()
+    _ask(client, client.retry, job, lambda record: record.state in (State.FAILED, State.CANCELLED), as_json=as_json)
 
 
 def prioritise(
@@ -79,8 +84,9 @@ def prioritise(
     """Change a job's place in the queue. What waits: `qlora ls`."""
     if priority is None and urgent is None:
         raise typer.BadParameter("Give a priority, --urgent or --not-urgent.")
-    ask = partial(make_client().prioritise, priority=priority, urgent=urgent)
-    _ask(ask, job, lambda record: not record.is_final, as_json=as_json)
+    client = make_client()
+    ask = partial(client.prioritise, priority=priority, urgent=urgent)
+    _ask(client, ask, job, lambda record: not record.is_final, as_json=as_json)
 
 
 def pause(
@@ -105,15 +111,21 @@ def resume(as_json: AsJson = False) -> None:
     _print_pause(make_client().resume(), as_json=as_json)
 
 
-def _ask(ask: Callable[[str], JobRecord], job: str, applies: Callable[[JobRecord], bool], *, as_json: bool) -> None:
+def _ask(
+    client: Client,
+    ask: Callable[[str], JobRecord],
+    job: str,
+    applies: Callable[[JobRecord], bool],
+    *,
+    as_json: bool,
+) -> None:
     """Ask it of a job, or of those jobs of a sweep that it applies to, and print how they stand."""
     from qlora_client.groups import find_group
 
-    client = make_client()
     if (group := find_group(client.home, job)) is None:
         _print_record(ask(job), as_json=as_json)
         return
-    of_group(client, group, ask, applies)
+    of_group(group, ask, applies)
     print_group_states(client.group(group.id), as_json=as_json)
 
 
