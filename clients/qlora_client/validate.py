@@ -16,12 +16,12 @@ from qlora_client.api import job_file_in
 from qlora_client.failures import report
 from qlora_engine import blas
 from qlora_engine.job.errors import Exit, JobRejected, SystemRefused
-from qlora_engine.job.examine import ExamineRequest, Verdict, as_line, read_line
 from qlora_engine.job.members import ResolvedSweep
 from qlora_engine.job.resolved import AnyResolved, ResolvedFuse, ResolvedJob
 from qlora_engine.job.survey import Survey
 from qlora_engine.job.sweep import label
 from qlora_engine.job.text import duration, plain
+from qlora_engine.job.verdict import ExamineRequest, Verdict, as_line, read_line
 from qlora_worker.settings import Settings
 
 SURVEY = "qlora_engine.training.survey"

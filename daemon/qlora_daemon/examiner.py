@@ -15,7 +15,7 @@ from qlora_daemon.claims import Claim
 from qlora_daemon.examining import Ended, ExaminingProcess
 from qlora_daemon.mail import Examined, Post
 from qlora_engine.job.errors import JobRejected
-from qlora_engine.job.examine import ExamineRequest, Verdict, as_line
+from qlora_engine.job.verdict import ExamineRequest, Verdict, as_line
 
 LIMIT_SECONDS = 600.0  # reading some ten gigabytes of data
 CLAIMS_EACH = 50_000  # examined by one process, so that whatever it gathers is given back

@@ -14,7 +14,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from qlora_engine.job.examine import Verdict, read_line
+from qlora_engine.job.verdict import Verdict, read_line
 
 LIMIT_BYTES = 4 << 30  # of memory, where the system can limit it
 COMPLAINT_BYTES = 4096  # of what it printed, from the end

@@ -1,8 +1,8 @@
 """Survey a job before it is accepted: examine it, count its tokens, estimate its memory and its time.
 
 Runs as a short-lived process of its own (`python -P -m qlora_engine.training.survey`) and speaks as
-`qlora_engine.job.examine` does: one `ExamineRequest` on standard input, one `Verdict` on standard output. It reads
-no weights and, unless the request says to measure, does not touch the GPU.
+`qlora_engine.job.examine` does: a line for each `ExamineRequest` on standard input, and for each `Verdict` on standard
+output. It reads no weights and, unless a request says to measure, does not touch the GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer
 
 from qlora_engine.job.errors import DataRejected, ModelRejected, QloradError
-from qlora_engine.job.examine import ExamineRequest, Verdict, answer_requests, examine_request
+from qlora_engine.job.examine import examine_request
 from qlora_engine.job.folder import Home
 from qlora_engine.job.members import ResolvedSweep, saying_which
 from qlora_engine.job.preflight.backends import Name
@@ -35,6 +35,7 @@ from qlora_engine.job.preflight.shape import ModelShape, ShapeUnknown
 from qlora_engine.job.resolved import ResolvedFuse, ResolvedJob
 from qlora_engine.job.spec import JobSpec, Memory
 from qlora_engine.job.survey import Survey
+from qlora_engine.job.verdict import ExamineRequest, Verdict, answer_requests
 from qlora_engine.settings import EngineSettings
 from qlora_engine.training import export_gguf
 from qlora_engine.training.device import on_cpu

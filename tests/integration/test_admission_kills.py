@@ -20,9 +20,10 @@ from qlora_daemon.jobs import JobTable
 from qlora_daemon.settling import look
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.events import EventLog
-from qlora_engine.job.examine import ExamineRequest, examine_request
+from qlora_engine.job.examine import examine_request
 from qlora_engine.job.folder import Home
 from qlora_engine.job.states import State
+from qlora_engine.job.verdict import ExamineRequest
 from qlora_worker import letters
 from qlora_worker.letters import Letter
 from qlora_worker.messages import Answer, Submission

@@ -15,7 +15,7 @@ import pytest
 from qlora_client.cli import main as qlora
 from qlora_engine import blas
 from qlora_engine.job.errors import Exit
-from qlora_engine.job.examine import ExamineRequest, Verdict
+from qlora_engine.job.verdict import ExamineRequest, Verdict
 from qlora_engine.training.survey import verdict_on
 from support import foreground, tiny
 from support.service import REAL, Daemon, daemon_in, short_home

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from qlora_engine.job import validate  # noqa: F401  # its memory is not the file's
-from qlora_engine.job.examine import ExamineRequest, Verdict, answer_requests, verdict_on
+from qlora_engine.job.examine import verdict_on
+from qlora_engine.job.verdict import ExamineRequest, Verdict, answer_requests
 
 SECONDS = 1.0  # of processor time: on a busy machine a second of the clock proves nothing
 BYTES = 100_000_000

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 
-from qlora_engine.job.examine import ExamineRequest, Verdict, answer_requests
+from qlora_engine.job.verdict import ExamineRequest, Verdict, answer_requests
 
 answered = 0
 

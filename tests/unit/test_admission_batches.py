@@ -19,13 +19,14 @@ from qlora_daemon.mail import Examined, Message
 from qlora_daemon.settling import look
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.events import Event, EventLog
-from qlora_engine.job.examine import ExamineRequest, examine_request
+from qlora_engine.job.examine import examine_request
 from qlora_engine.job.folder import Home
 from qlora_engine.job.record import JobRecord, utc_now
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.states import State
 from qlora_engine.job.together import FEW, sync_folders
 from qlora_engine.job.turn import first_ready
+from qlora_engine.job.verdict import ExamineRequest
 from qlora_worker.messages import Answer, Submission
 from qlora_worker.requests import Received
 from support.service import ROOT, Daemon

@@ -19,9 +19,10 @@ import pytest
 
 from qlora_engine.job.datafiles import digest
 from qlora_engine.job.errors import Exit, JobRejected, ModelRejected
-from qlora_engine.job.examine import ExamineRequest, Verdict, examine
+from qlora_engine.job.examine import examine
 from qlora_engine.job.models import models_dir
 from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.job.verdict import ExamineRequest, Verdict
 
 TIME_LIMIT = 30
 

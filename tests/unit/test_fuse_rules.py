@@ -10,7 +10,7 @@ import pytest
 
 from qlora_client.cli import main
 from qlora_engine.job.errors import JobRejected, QloradError
-from qlora_engine.job.examine import ExamineRequest, examine, examine_request
+from qlora_engine.job.examine import examine, examine_request
 from qlora_engine.job.folder import GROUP_NAME, Home, RunFolder, member_ids, slug
 from qlora_engine.job.fuse_spec import FuseSpec
 from qlora_engine.job.preflight.fusing import fuse_need, judge
@@ -20,6 +20,7 @@ from qlora_engine.job.record import JobRecord
 from qlora_engine.job.resolved import ResolvedFuse, ResolvedJob, load_resolved
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.job.states import State
+from qlora_engine.job.verdict import ExamineRequest
 
 OLD, NEW = "20261122-100000-sql", "20261122-110000-sql"
 LLAMA_8B = {

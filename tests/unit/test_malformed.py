@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from qlora_daemon.examining import Ended, ExaminingProcess
 from qlora_engine.job.errors import JobRejected
-from qlora_engine.job.examine import ExamineRequest, as_line
 from qlora_engine.job.folder import slug
 from qlora_engine.job.preflight.duration import steps_of
 from qlora_engine.job.resolved import AnyResolved, ResolvedJob
 from qlora_engine.job.text import plain, plain_lines
+from qlora_engine.job.verdict import ExamineRequest, as_line
 from qlora_engine.training.documents import Documents
 from qlora_engine.training.memory import Device, limits_of
 from qlora_engine.training.optimizer import build_optimizer

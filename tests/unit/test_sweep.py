@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlora_engine.job.errors import JobRejected
-from qlora_engine.job.examine import ExamineRequest, examine, examine_request
+from qlora_engine.job.examine import examine, examine_request
 from qlora_engine.job.folder import GROUP_NAME, JOB_ID, member_ids, slug
 from qlora_engine.job.jobfile import parse
 from qlora_engine.job.members import ResolvedSweep, drafts, sweep_of
@@ -20,6 +20,7 @@ from qlora_engine.job.overrides import applied
 from qlora_engine.job.schema import job_schema
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.job.sweep import MOST, Sweep, label, shown
+from qlora_engine.job.verdict import ExamineRequest
 from support.service import Daemon
 
 KEYS = st.sampled_from(["learning_rate", "seed", "lora_parameters.rank", "num_layers"])
