@@ -32,6 +32,10 @@ class Conditions:
     hindrances: tuple[Hindrance, ...] = ()
     looked: bool = True
 
+    def rests(self, job: JobRecord, now: datetime) -> bool:
+        """Whether a job has just come back, and may not start yet."""
+        return self.resting.get(job.id, now) > now
+
 
 @dataclass(frozen=True)
 class Stop:
@@ -53,7 +57,7 @@ def next_job(jobs: Collection[JobRecord], now: datetime, conditions: Conditions)
     if active_of(jobs) is not None:
         return None
     first = first_ready(jobs, now, conditions.hindrances)
-    if first is None or conditions.resting.get(first.id, now) > now:
+    if first is None or conditions.rests(first, now):
         return None  # it keeps its place while it rests
     return first.id
 
@@ -77,10 +81,8 @@ def to_stop(jobs: Collection[JobRecord], now: datetime, conditions: Conditions) 
     if job.urgent or not conditions.queue_answers:
         return None
     urgent = first_ready([other for other in jobs if other.urgent], now, conditions.hindrances)
-    if (
-        urgent is None or conditions.resting.get(urgent.id, now) > now
-    ):  # which could not start: the GPU would do nothing
-        return None
+    if urgent is None or conditions.rests(urgent, now):
+        return None  # it could not start, and the GPU would do nothing
     return Stop(job.id, f"makes way for {urgent.id}; {job.goes_on}")
 
 
