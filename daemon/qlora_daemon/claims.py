@@ -15,8 +15,10 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from qlora_daemon.settling import Found, Kind
+from qlora_daemon import settling
+from qlora_daemon.settling import Found
 from qlora_engine.job import durable
 from qlora_engine.job.errors import JobRejected, QloradError
 from qlora_engine.job.folder import Home
@@ -24,6 +26,8 @@ from qlora_engine.job.formats import CLAIM
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.text import plain, plain_lines
 from qlora_worker.messages import Submission
+
+Kind = Literal["file", "folder", "request", "letter"]  # a letter is a request that was left in the watched folder
 
 _PASSING = ".passing-"  # a claim that is being made, or has ended
 
@@ -54,7 +58,7 @@ class Claim:
 
     path: Path
     name: str  # what the user calls the file or folder
-    kind: str  # "file", "folder", "request", or "letter": a request that was left in the watched folder
+    kind: Kind
     job_file_name: str = ""  # within `source`; empty for what cannot be a job
     base: str | None = None  # where the relative paths of a request start
     again: bool = False  # wanted even if a job just like it has not ended
@@ -113,7 +117,7 @@ def claim_found(home: Home, found: Found, problem: QloradError | None) -> Claim:
     Raises:
         OSError: it has gone, or the folders cannot be written.
     """
-    kind = "folder" if found.kind is Kind.FOLDER else "file"
+    kind: Kind = "folder" if found.kind is settling.Kind.FOLDER else "file"
     claim = Claim(
         path=home.taking / f"{utc_now():%Y%m%d-%H%M%S}-{secrets.token_hex(4)}",
         name=found.name,
@@ -151,7 +155,7 @@ def claim_letter(home: Home, key: str, submission: Submission, path: Path) -> Cl
     return claim
 
 
-def _submitted(home: Home, key: str, submission: Submission, kind: str, text: str | None = None) -> Claim:
+def _submitted(home: Home, key: str, submission: Submission, kind: Kind, text: str | None = None) -> Claim:
     return Claim(
         path=home.taking / key,
         name=submission.name,
