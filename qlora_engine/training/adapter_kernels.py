@@ -168,64 +168,83 @@ INNER = Kernel(
     header=TENSOR_CORES,
 )
 # A block has 64 columns and some ranks of a layer; its warps share the rows.
-OUTER = Kernel(
-    "qlorad_outer",
-    ("inner", "x", "layout"),
-    ("w",),
-    """
-    constexpr uint32_t UNIT = 8 * UNITS;
-    __shared__ float parts[WARPS][UNIT][68];  // of 64 columns: the lanes of a warp write to 32 banks
-    const uint32_t warp = threadIdx.x / 32, high = threadIdx.x % 32 / 4, low = threadIdx.x % 4;
-    const uint32_t members = layout_shape[0], rank = layout_shape[1], rows = x_shape[0], all = x_shape[1];
-    const uint32_t column = blockIdx.x % (all / 64) * 64, unit = blockIdx.x / (all / 64);
-    const uint32_t member = member_of(column, layout, layout_shape, all);
-    const uint32_t start = begin_of(member, layout, layout_shape, all);
-    const uint32_t wide = begin_of(member + 1, layout, layout_shape, all) - start;
-    const T* beside = inner + member * rank + unit * UNIT + high;
+OUTER_PRODUCT = """
+namespace mlx::core::cu {
 
-    float sums[8][4] = {};
-    for (uint32_t begin = warp * 16; begin < rows; begin += AHEAD * WARPS * 16) {
-      Words<4> of_x[AHEAD][4];  // all are asked for before the first is needed
-      uint32_t of_inner[AHEAD][2][4];
+template <typename T, uint32_t WARPS, uint32_t AHEAD, uint32_t UNITS>
+__device__ void outer_product(
+    uint32_t block, const T* inner, const T* x, uint32_t rows, uint32_t all,
+    const uint32_t* layout, const Shape& layout_shape, T* w) {
+  constexpr uint32_t UNIT = 8 * UNITS;
+  __shared__ float parts[WARPS][UNIT][68];  // of 64 columns: the lanes of a warp write to 32 banks
+  const uint32_t warp = threadIdx.x / 32, high = threadIdx.x % 32 / 4, low = threadIdx.x % 4;
+  const uint32_t members = layout_shape[0], rank = layout_shape[1];
+  const uint32_t column = block % (all / 64) * 64, unit = block / (all / 64);
+  const uint32_t member = member_of(column, layout, layout_shape, all);
+  const uint32_t start = begin_of(member, layout, layout_shape, all);
+  const uint32_t wide = begin_of(member + 1, layout, layout_shape, all) - start;
+  const T* beside = inner + member * rank + unit * UNIT + high;
+
+  float sums[8][4] = {};
+  for (uint32_t begin = warp * 16; begin < rows; begin += AHEAD * WARPS * 16) {
+    Words<4> of_x[AHEAD][4];  // all are asked for before the first is needed
+    uint32_t of_inner[AHEAD][2][4];
+    #pragma unroll
+    for (uint32_t n = 0; n < 4 * AHEAD; ++n) {
+      const uint32_t row = begin + n / 4 * WARPS * 16 + low * 4 + n % 4;
+      of_x[n / 4][n % 4] = read_words<4>(x + row * int64_t(all) + column + high * 8, row < rows);
       #pragma unroll
-      for (uint32_t n = 0; n < 4 * AHEAD; ++n) {
-        const uint32_t row = begin + n / 4 * WARPS * 16 + low * 4 + n % 4;
-        of_x[n / 4][n % 4] = read_words<4>(x + row * int64_t(all) + column + high * 8, row < rows);
-        #pragma unroll
-        for (uint32_t m = 0; m < 2; ++m) {
-          const bool there = m < UNITS && row < rows;
-          of_inner[n / 4][m][n % 4] = there ? bits(beside[row * int64_t(members * rank) + 8 * m]) : 0;
-        }
-      }
-      #pragma unroll
-      for (uint32_t n = 0; n < AHEAD; ++n) {
-        const auto &e = of_inner[n][0], &f = of_inner[n][1];
-        const uint32_t a0 = firsts(e[0], e[1]), a1 = firsts(f[0], f[1]);
-        const uint32_t a2 = firsts(e[2], e[3]), a3 = firsts(f[2], f[3]);
-        #pragma unroll
-        for (uint32_t m = 0; m < 4; ++m) {
-          uint32_t b[4];
-          #pragma unroll
-          for (uint32_t k = 0; k < 4; ++k) b[k] = of_x[n][k].words[m];
-          multiply_add<T>(sums[2 * m], a0, a1, a2, a3, firsts(b[0], b[1]), firsts(b[2], b[3]));
-          multiply_add<T>(sums[2 * m + 1], a0, a1, a2, a3, seconds(b[0], b[1]), seconds(b[2], b[3]));
-        }
+      for (uint32_t m = 0; m < 2; ++m) {
+        const bool there = m < UNITS && row < rows;
+        of_inner[n / 4][m][n % 4] = there ? bits(beside[row * int64_t(members * rank) + 8 * m]) : 0;
       }
     }
     #pragma unroll
-    for (uint32_t n = 0; n < 16 * UNITS; ++n) {  // the rows beyond a unit of 8 are zeros
-      // Column low * 16 + n % 2 * 8 + n % 16 / 2, those that are 16 apart side by side.
-      parts[warp][high + n / 16 * 8][low + n % 2 * 32 + n % 16 / 2 * 4] = sums[n % 16 / 2][n / 16 * 2 + n % 2];
+    for (uint32_t n = 0; n < AHEAD; ++n) {
+      const auto &e = of_inner[n][0], &f = of_inner[n][1];
+      const uint32_t a0 = firsts(e[0], e[1]), a1 = firsts(f[0], f[1]);
+      const uint32_t a2 = firsts(e[2], e[3]), a3 = firsts(f[2], f[3]);
+      #pragma unroll
+      for (uint32_t m = 0; m < 4; ++m) {
+        uint32_t b[4];
+        #pragma unroll
+        for (uint32_t k = 0; k < 4; ++k) b[k] = of_x[n][k].words[m];
+        multiply_add<T>(sums[2 * m], a0, a1, a2, a3, firsts(b[0], b[1]), firsts(b[2], b[3]));
+        multiply_add<T>(sums[2 * m + 1], a0, a1, a2, a3, seconds(b[0], b[1]), seconds(b[2], b[3]));
+      }
     }
-    __syncthreads();
-    T* mine = w + rank * int64_t(start) + unit * UNIT * int64_t(wide) + column - start;
-    for (uint32_t n = threadIdx.x; n < UNIT * 64; n += WARPS * 32) {
-      float sum = 0;
-      for (uint32_t part = 0; part < WARPS; ++part) sum += parts[part][n / 64][n % 64 / 16 + n % 16 * 4];
-      mine[n / 64 * int64_t(wide) + n % 64] = static_cast<T>(sum);
+  }
+  #pragma unroll
+  for (uint32_t n = 0; n < 16 * UNITS; ++n) {  // the rows beyond a unit of 8 are zeros
+    // Column low * 16 + n % 2 * 8 + n % 16 / 2, those that are 16 apart side by side.
+    parts[warp][high + n / 16 * 8][low + n % 2 * 32 + n % 16 / 2 * 4] = sums[n % 16 / 2][n / 16 * 2 + n % 2];
+  }
+  __syncthreads();
+  T* mine = w + rank * int64_t(start) + unit * UNIT * int64_t(wide) + column - start;
+  for (uint32_t n = threadIdx.x; n < UNIT * 64; n += WARPS * 32) {
+    float sum = 0;
+    for (uint32_t part = 0; part < WARPS; ++part) sum += parts[part][n / 64][n % 64 / 16 + n % 16 * 4];
+    mine[n / 64 * int64_t(wide) + n % 64] = static_cast<T>(sum);
+  }
+}
+
+}
+"""
+# Both gradients at once: each by itself has too few blocks for a large GPU.
+OUTER = Kernel(
+    "qlorad_outer",
+    ("back", "x", "of_x", "inner", "y", "of_y"),
+    ("a", "b"),
+    """
+    const uint32_t rows = x_shape[0], inputs = x_shape[1], outputs = y_shape[1];
+    const uint32_t blocks = inputs / 64 * (of_x_shape[1] / (8 * UNITS));
+    if (blockIdx.x < blocks) {
+      outer_product<T, WARPS, AHEAD, UNITS>(blockIdx.x, back, x, rows, inputs, of_x, of_x_shape, a);
+    } else {
+      outer_product<T, WARPS, AHEAD, UNITS>(blockIdx.x - blocks, inner, y, rows, outputs, of_y, of_y_shape, b);
     }
     """,
-    header=TENSOR_CORES,
+    header=TENSOR_CORES + OUTER_PRODUCT,
 )
 # A warp has 32 columns of some tiles of rows.
 ADD = Kernel(
@@ -359,24 +378,28 @@ def inner(x: mx.array, w: mx.array, layout: Layout) -> mx.array:
     return made
 
 
-def outer(inner: mx.array, x: mx.array, layout: Layout, shape: tuple[int, ...]) -> mx.array:
-    """The transpose of each layer's ranks of `inner` times its columns of x: the gradient of its matrix.
+def outer(
+    back: mx.array, x: mx.array, inner: mx.array, y: mx.array, *, of_x: Layout, of_y: Layout
+) -> tuple[mx.array, mx.array]:
+    """The gradients of the matrices by which x is multiplied to give `inner`, and `inner` to give y.
 
     Args:
-        inner: (N, ranks).
-        x: (N, columns).
-        shape: of rank × columns numbers.
+        back: the gradient of `inner`, (N, ranks).
+        x: (N, D).
+        y: the gradient of what `inner` gives, (N, columns).
+        of_x: as of one layer of all ranks: its matrix, (ranks, D), is the first result.
+        of_y: of each layer; the second result is rank × columns numbers.
     """
-    blocks = layout.columns // COLUMNS * layout.rank // (EIGHT * layout.units)
-    (made,) = OUTER(
-        [inner, x, layout.array],
+    blocks = sum(layout.columns // COLUMNS * layout.rank // (EIGHT * of_y.units) for layout in (of_x, of_y))
+    of_a, of_b = OUTER(
+        [back, x, of_x.array, inner, y, of_y.array],
         threads=blocks * OUTER_WARPS * LANES,
         block=OUTER_WARPS * LANES,
-        shapes=[shape],
+        shapes=[(of_x.rank, of_x.columns), (of_y.rank * of_y.columns,)],
         kind=x.dtype,
-        constants=[("WARPS", OUTER_WARPS), ("AHEAD", OUTER_AHEAD), ("UNITS", layout.units)],
+        constants=[("WARPS", OUTER_WARPS), ("AHEAD", OUTER_AHEAD), ("UNITS", of_y.units)],
     )
-    return made
+    return of_a, of_b
 
 
 def add(y: mx.array, inner: mx.array, w: mx.array, layout: Layout) -> mx.array:

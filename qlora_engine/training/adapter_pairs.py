@@ -95,7 +95,7 @@ def _products(how: Products, adapter: Matrices, x: mx.array, cotangent: mx.array
     ready = how.ready(b)
     inner, back = how.inner(x, a), how.back(cotangent, ready)
     added = [how.add(cotangent, inner, ready), how.add_back(x, back, a)]
-    upright = how.apart(how.of_a(x, back), how.of_b(inner, cotangent))
+    upright = how.apart(*how.gradients(x, back, inner, cotangent))
     return [inner, back, *added, *(matrix for pair in upright for matrix in pair)]
 
 

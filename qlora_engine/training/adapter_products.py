@@ -46,11 +46,8 @@ class Products(Protocol):
     def add_back(self, of_x: mx.array, back: mx.array, a: mx.array) -> mx.array:
         """of_x + back @ A.T, (N, D)."""
 
-    def of_a(self, x: mx.array, back: mx.array) -> mx.array:
-        """The gradient of A, as it lies."""
-
-    def of_b(self, inner: mx.array, cotangent: mx.array) -> mx.array:
-        """The gradient of B, as it lies."""
+    def gradients(self, x: mx.array, back: mx.array, inner: mx.array, cotangent: mx.array) -> Matrices:
+        """Those of A and B, as they lie."""
 
 
 class Upright:
@@ -87,13 +84,9 @@ class Upright:
         """of_x + back @ A.T."""
         return mx.addmm(of_x, back, a.T)
 
-    def of_a(self, x: mx.array, back: mx.array) -> mx.array:
-        """The gradient of A, (D, rank)."""
-        return x.T @ back
-
-    def of_b(self, inner: mx.array, cotangent: mx.array) -> mx.array:
-        """The gradient of B, (rank, E)."""
-        return inner.T @ cotangent
+    def gradients(self, x: mx.array, back: mx.array, inner: mx.array, cotangent: mx.array) -> Matrices:
+        """Those of A, (D, rank), and B, (rank, E)."""
+        return x.T @ back, inner.T @ cotangent
 
 
 class InBlocks:
@@ -157,13 +150,9 @@ class InBlocks:
         """of_x + back @ A.T."""
         return mx.addmm(of_x, back, a)
 
-    def of_a(self, x: mx.array, back: mx.array) -> mx.array:
-        """The gradient of A, (n × rank, D)."""
-        return back.T @ x
-
-    def of_b(self, inner: mx.array, cotangent: mx.array) -> mx.array:
-        """The gradient of B, (E, rank)."""
-        return self.unready(cotangent.T @ inner)
+    def gradients(self, x: mx.array, back: mx.array, inner: mx.array, cotangent: mx.array) -> Matrices:
+        """Those of A, (n × rank, D), and B, (E, rank)."""
+        return back.T @ x, self.unready(cotangent.T @ inner)
 
 
 class ByKernels:
@@ -220,13 +209,9 @@ class ByKernels:
         """of_x + back @ A.T."""
         return adapter_kernels.add(of_x, back, a, self._of_a)
 
-    def of_a(self, x: mx.array, back: mx.array) -> mx.array:
-        """The gradient of A, (n × rank, D)."""
-        return adapter_kernels.outer(back, x, self._of_a, (self._of_a.rank, x.shape[1]))
-
-    def of_b(self, inner: mx.array, cotangent: mx.array) -> mx.array:
-        """The gradient of B, flat."""
-        return adapter_kernels.outer(inner, cotangent, self._of_b, (self._of_b.rank * self._of_b.columns,))
+    def gradients(self, x: mx.array, back: mx.array, inner: mx.array, cotangent: mx.array) -> Matrices:
+        """Those of A, (n × rank, D), and B, flat."""
+        return adapter_kernels.outer(back, x, inner, cotangent, of_x=self._of_a, of_y=self._of_b)
 
 
 class Adapter(NamedTuple):

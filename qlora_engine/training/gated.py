@@ -175,7 +175,7 @@ def gated_down_by_kernels(down: LowRank, both: mx.array) -> mx.array:
         back = how.back(cotangent, ready)
         of_x = how.add_back(backward(layer, cotangent), back, a)
         of_both, x = gated_kernels.gradient_of_both(both, of_x)
-        of_a, of_b = how.of_a(x, back), how.of_b(inner, cotangent)
+        of_a, of_b = how.gradients(x, back, inner, cotangent)
         return mx.depends([of_both], [of_a, of_b])[0], of_a, of_b
 
     results: Any = product(both.reshape(-1, both.shape[-1]), adapter.a, adapter.b)

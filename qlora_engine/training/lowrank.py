@@ -153,7 +153,7 @@ def gradients_of(
     """
     (how, a, ready), flat, cotangent = adapter, _flat(x), _flat(cotangent)
     back = how.back(cotangent, ready)
-    of_a, of_b = how.of_a(flat, back), how.of_b(inner, cotangent)
+    of_a, of_b = how.gradients(flat, back, inner, cotangent)
     (of_x,) = mx.depends([how.add_back(backward(layer, cotangent), back, a)], [of_a, of_b])
     return of_x.reshape(x.shape), of_a, of_b
 

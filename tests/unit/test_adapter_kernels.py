@@ -72,12 +72,16 @@ def test_onto_the_ranks(layout: Layout) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_over_the_rows(layout: Layout) -> None:
-    """The gradient of every matrix, as they lie."""
+    """The gradients of the matrices before the ranks and after them, as they lie."""
+    before = Layout(layout.ranks, (128,))
     for rows in ROWS:
-        inner, x = drawn(rows, layout.ranks), drawn(rows, layout.columns)
-        found = adapter_kernels.outer(inner, x, layout, (layout.rank * layout.columns,))
-        pairs = zip(ranks(inner, layout), columns(x, layout), strict=True)
-        near(found, *((mine.T @ of_x).reshape(-1) for mine, of_x in pairs))
+        back, x = drawn(rows, layout.ranks), drawn(rows, 128)
+        inner, y = drawn(rows, layout.ranks), drawn(rows, layout.columns)
+        of_a, of_b = adapter_kernels.outer(back, x, inner, y, of_x=before, of_y=layout)
+        assert of_a.shape == (layout.ranks, 128)
+        near(of_a, np.array(back).astype(np.float64).T @ np.array(x).astype(np.float64))
+        pairs = zip(ranks(inner, layout), columns(y, layout), strict=True)
+        near(of_b, *((mine.T @ of_y).reshape(-1) for mine, of_y in pairs))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

@@ -148,12 +148,14 @@ def stand_in(kernel: cuda.Kernel, inputs: list[mx.array], *, constants: Any = ()
             return [(of_all[:, None] * mine[..., None]).reshape(len(of_all), -1)]
         return [(of_all.reshape(len(of_all), known["MEMBERS"], -1) * mine[..., None]).sum(axis=1)]
     if kernel in (adapter_kernels.INNER, adapter_kernels.OUTER, adapter_kernels.ADD):
-        return [_adapter_product(kernel, inputs, **kwargs)]
+        several = [inputs[:3], inputs[3:]] if kernel is adapter_kernels.OUTER else [inputs]
+        made = [_adapter_product(kernel, mine) for mine in several]
+        return [array.reshape(shape) for array, shape in zip(made, kwargs["shapes"], strict=True)]
     (product,), (gradient,) = mx.vjp(_plain, [inputs[0]], [inputs[-1] if len(inputs) > 1 else _plain(inputs[0])])
     return [product] if kernel is gated_kernels.FORWARD else [gradient, product]
 
 
-def _adapter_product(kernel: cuda.Kernel, inputs: list[mx.array], *, shapes: Any, **_: Any) -> mx.array:
+def _adapter_product(kernel: cuda.Kernel, inputs: list[mx.array]) -> mx.array:
     *arrays, layout = inputs
     count, rank = layout.shape
     starts = np.array(layout)[1:, 0].tolist()  # but the first, at which nothing is split
@@ -177,7 +179,7 @@ def _adapter_product(kernel: cuda.Kernel, inputs: list[mx.array], *, shapes: Any
     else:
         y, inner, w = arrays
         made = y + mx.concatenate([mine @ w for mine, w in zip(of_ranks(inner), apart(w), strict=True)], axis=1)
-    return made.reshape(shapes[0])
+    return made
 
 
 def _plain(both: mx.array) -> mx.array:
