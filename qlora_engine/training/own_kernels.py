@@ -12,9 +12,9 @@ from qlora_engine.training import adapter_pairs, gated, memory, norms, rotary
 from qlora_engine.training.cuda import KINDS, Pair
 
 WORTH = 0.97  # of MLX's time
-# Micro-batches of a run that is worth it: MLX compiles such kernels in every process anew, 1.2 s each beside an H200,
-# and they save some hundredths of a step.
-LONG_ENOUGH = 1000
+# Micro-batches of a run that is worth it: MLX compiles such kernels in every process anew, 1.2 s each beside an H200
+# and some 10 s for all, and of a short step of 60 ms they save 5 or more.
+LONG_ENOUGH = 2000
 PAIRS: dict[str, Callable[[nn.Module, int, mx.Dtype], Pair | None]] = {
     "rotary": rotary.pair,
     "norms": norms.pair,
