@@ -1,11 +1,12 @@
 """Train a model shape with random 4-bit weights through the whole engine; prints its last report as JSON.
 
     python benchmarks/engine.py --shape mistral-7b --width 512 --rows 1 --accumulation 2 --recompute --limit-gb 6
-    python benchmarks/engine.py --shape mistral-7b --width 512 --rows 4 --mixed --iters 400
+    python benchmarks/engine.py --shape mistral-7b --width 512 --rows 4 --mixed --iters 1000000 --until 600
 
 Makes the model, a tokenizer and rows in a temporary folder, then runs `python -m qlora_engine` on a job file: loading,
 checkpoints and events are those of a real run. Rows are full, or with `--mixed` as long as instruction data:
-log-normal, 24 tokens to the width, 170 in the mean of 512.
+log-normal, 24 tokens to the width, 170 in the mean of 512. With `--until` a long job is stopped at that step: it uses
+what is not worth it in a short one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from qlora_engine.job.errors import Exit
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
@@ -41,7 +44,7 @@ def make_job(folder: Path, model: Path, arguments: argparse.Namespace) -> Path:
         "model": str(model), "data": str(data), "optimizer": "adamw", "num_layers": -1,
         "lora_parameters": {"rank": arguments.rank, "scale": 2.0, "dropout": 0.0},
         "batch_size": arguments.rows, "grad_accumulation_steps": arguments.accumulation,
-        "iters": arguments.iters, "steps_per_report": max(1, arguments.iters // 3),
+        "iters": arguments.iters, "steps_per_report": max(1, (arguments.until or arguments.iters) // 3),
         "max_seq_length": arguments.width + 1, "grad_checkpoint": arguments.recompute, "samples": 0,
         "memory": {"limit_gb": arguments.limit_gb}, "packing": arguments.packing, "val_batches": 0,
     }  # fmt: skip
@@ -82,11 +85,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             make_model(model, arguments.shape)
         job = make_job(folder, model, arguments)
         run = [sys.executable, "-m", "qlora_engine", str(job), "--run", str(folder / "run"), "--json"]
-        result = subprocess.run(run, env=_environment(folder), capture_output=True, text=True, check=False)
-        events = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+        events = _events(run, _environment(folder), arguments.until)
         reports = [event for event in events if event["event"] == "training.report"]
-        if result.returncode != 0 or not reports:
-            raise SystemExit(f"rc {result.returncode}\n{result.stderr[-2000:]}\n{result.stdout[-2000:]}")
     chosen = {event["event"]: event for event in events if event["event"].endswith(".chosen")}
     phases = {event["phase"]: event["seconds"] for event in events if event["event"] == "phase.ended"}
     kept = (
@@ -103,6 +103,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     found = {key: reports[-1][key] for key in kept} | {"wall_tokens_per_second": _by_the_wall(reports)}
     asked = {**vars(arguments), "model": None}
     return {"trainer": "qlorad engine", **asked, **found, "phases": phases, "chosen": chosen}
+
+
+def _events(run: list[str], environment: dict[str, str], until: int | None) -> list[dict[str, Any]]:
+    """What a run says until its end, or until it is stopped after the report of a step."""
+    events = []
+    with subprocess.Popen(run, env=environment, stdout=subprocess.PIPE, text=True) as engine:
+        assert engine.stdout is not None  # noqa: S101  # for mypy: it was asked for
+        for line in engine.stdout:
+            events.append(json.loads(line))
+            if until is not None and events[-1]["event"] == "training.report" and events[-1]["step"] >= until:
+                engine.terminate()
+    if engine.returncode not in (0, Exit.TEMPFAIL):
+        raise SystemExit(f"rc {engine.returncode}: {events[-5:]}")
+    return events
 
 
 def _by_the_wall(reports: list[dict[str, Any]]) -> float | None:
@@ -134,4 +148,5 @@ if __name__ == "__main__":
     parser.add_argument("--mixed", action="store_true", help="rows of many lengths")
     parser.add_argument("--packing", choices=["auto", "on", "off"], default="auto")
     parser.add_argument("--iters", type=int, default=12)
+    parser.add_argument("--until", type=int, help="stop after this step")
     print(json.dumps(measure(parser.parse_args())))
