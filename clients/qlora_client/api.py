@@ -12,6 +12,7 @@ from typing import Any, Literal
 from qlora_client.columns import columns_of
 from qlora_client.follow import LOOK_SECONDS, LastLine, follow_job, read_events
 from qlora_client.groups import Group, find_group
+from qlora_client.home import expanded
 from qlora_client.progress import Progress, after, progress_of
 from qlora_client.records import find_job, list_records, load_record
 from qlora_engine.job.errors import DaemonUnavailable, Exit, JobRejected, NoSuchJob, QloradError
@@ -404,7 +405,7 @@ def as_overrides(values: Mapping[str, object] | Sequence[str]) -> tuple[str, ...
 
 
 def _submission(path: Path, overrides: tuple[str, ...], *, again: bool) -> Submission:
-    file = job_file_in(path.expanduser())
+    file = job_file_in(expanded(path))
     # Read behind links, which are refused only where somebody else may have put them.
     text, job = read_job_file(file.resolve())
     applied(job, overrides)  # what is wrong with them is said here, where they were written

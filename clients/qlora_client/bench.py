@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qlora_client.api import job_file_in
+from qlora_client.home import expanded
 from qlora_client.signals import ended_by_signals
 from qlora_client.views import make_console
 from qlora_client.wanted import BadFilter
@@ -50,7 +51,7 @@ def run_bench(wishes: Wishes, settings: Settings) -> BenchResult:
         BenchFailed: a trainer did not get far enough.
     """
     with ended_by_signals(), tempfile.TemporaryDirectory(prefix="qlora-bench-") as work:
-        file = None if wishes.job_file is None else job_file_in(wishes.job_file.expanduser())
+        file = None if wishes.job_file is None else job_file_in(expanded(wishes.job_file))
         job = read_bench_job(file, wishes.overrides, home=settings.folders.path, work=Path(work))
         with _gpu(settings.gpu_lock_path) as held, _shown(make_console(stderr=True), wishes.pairs) as tell:
             return Bench(

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_client.home import expanded
 from qlora_engine.job import datafiles
 from qlora_engine.job.errors import Exit, JobRejected, QloradError
 from qlora_engine.job.folder import Home
@@ -89,7 +90,7 @@ class FirstJob:
     @property
     def data_folder(self) -> Path:
         """Where the rows are; an absolute path stays as it is."""
-        return self.folder / Path(self.data).expanduser()
+        return self.folder / expanded(self.data)
 
     def text(self, *, masks: bool) -> str:
         """The job file's.

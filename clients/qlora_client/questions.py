@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import textwrap
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +12,10 @@ from pathlib import Path
 import typer
 
 from qlora_client.first_job import FirstJob, check_data
+from qlora_client.home import expanded
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.folder import Home
-from qlora_engine.job.models import CATALOGUE, installed
+from qlora_engine.job.models import CATALOGUE, installed, resolve
 
 CONFIG = "config.json"  # every folder of a model has one
 
@@ -35,17 +38,23 @@ def ask(proposed: FirstJob, given: Collection[str], home: Home, say: Callable[[s
     if "name" not in given:
         job = replace(job, name=_prompt("Name of the job", job.name))
     if "model" not in given:
-        say(_about_models(home))
-        job = replace(job, model=from_folder(_prompt("Model", job.model), job.folder, CONFIG))
+        _say_wrapped(say, _about_models(home))
+
+        def check_model(answer: str) -> str:
+            answer = from_folder(_something(answer), job.folder, CONFIG)
+            if not _may_be_model(answer, job.folder, home):
+                raise typer.BadParameter(
+                    f"No model and no folder is called {answer!r:.80}; `qlora models ls` lists them."
+                )
+            return answer
+
+        job = replace(job, model=_prompt("Model", job.model, check_model))
     if "data" not in given:
-        say("A folder with train.jsonl and valid.jsonl; if there is none, it is made with a few rows.")
+        _say_wrapped(say, "A folder of train.jsonl and valid.jsonl; a few rows are made if there is none.")
 
         def check(answer: str) -> str:
             answer = from_folder(answer, job.folder, "train.jsonl")
-            try:
-                check_data(job.folder / Path(answer).expanduser())
-            except JobRejected as wrong:
-                raise typer.BadParameter(f"{wrong.what} {wrong.remedy}") from None
+            check_data(job.folder / expanded(answer))
             return answer
 
         job = replace(job, data=_prompt("Data", job.data, check))
@@ -63,7 +72,7 @@ def from_folder(path: str, folder: Path, holds: str) -> str:
         folder: of the job file.
         holds: a file that lies in such a folder.
     """
-    if (folder / Path(path).expanduser() / holds).is_file() or not (Path(path) / holds).is_file():
+    if (folder / expanded(path) / holds).is_file() or not (Path(path) / holds).is_file():
         return path
     return str(Path(path).absolute())
 
@@ -80,6 +89,18 @@ def _about_models(home: Home) -> str:
     return f"This one of the hub fits; {small} is small and fetched by `qlora models add`. A folder will do, too."
 
 
+def _may_be_model(answer: str, folder: Path, home: Home) -> bool:
+    """Whether it is here, can be added, is a folder, or may be a name of the hub, which nobody is asked about yet."""
+    if answer in CATALOGUE or resolve(answer, home.path) or (folder / expanded(answer)).is_dir():
+        return True
+    return answer.count("/") == 1 and not answer.startswith((".", "/", "~"))
+
+
+def _say_wrapped(say: Callable[[str], None], text: str) -> None:
+    for line in textwrap.wrap(text, shutil.get_terminal_size().columns, break_on_hyphens=False):
+        say(line)
+
+
 def _something(answer: str) -> str:
     if not answer.strip():
         raise typer.BadParameter("It must not be blank.")
@@ -87,4 +108,10 @@ def _something(answer: str) -> str:
 
 
 def _prompt(question: str, proposed: str, check: Callable[[str], str] = _something) -> str:
-    return str(typer.prompt(question, default=os.fspath(proposed), value_proc=check))
+    def checked(answer: str) -> str:
+        try:
+            return check(answer)
+        except JobRejected as wrong:
+            raise typer.BadParameter(f"{wrong.what} {wrong.remedy}") from None
+
+    return str(typer.prompt(question, default=os.fspath(proposed), value_proc=checked))

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from qlora_client.api import job_file_in
 from qlora_client.failures import report
+from qlora_client.home import expanded
 from qlora_engine import blas
 from qlora_engine.job.errors import Exit, JobRejected, SystemRefused
 from qlora_engine.job.members import ResolvedSweep
@@ -40,7 +41,7 @@ def validate(path: Path, settings: Settings, overrides: Sequence[str] = ()) -> V
         JobRejected: there is no job file.
         SystemRefused: the survey ended without an answer.
     """
-    file = job_file_in(path.expanduser())
+    file = job_file_in(expanded(path))
     request = ExamineRequest(
         job_file=str(file.resolve()),
         home=str(settings.folders.path),

@@ -36,13 +36,24 @@ def test_it_asks_for_what_is_not_given_and_again_for_what_cannot_be(
     with in_terminal(["init", "first"], environment) as terminal:
         terminal.answer("Name of the job [first]: ", "  ")
         terminal.answer("It must not be blank.", "poems")
-        terminal.answer("Model [smollm2]: ", "")
+        terminal.answer("Model [smollm2]: ", "smollm")
+        terminal.answer("No model and no folder is called 'smollm'", "~nosuch/model")
+        terminal.answer("Nobody knows whose home", "")
         terminal.answer("Data [data]: ", str(tmp_path / "empty"))
         terminal.answer("holds no train.jsonl", "rows")  # beside the job's folder, as the shell sees it
         assert terminal.wait() == 0, terminal.said
     assert "Models that are here: smollm2." in terminal.said
     found = yaml.safe_load((tmp_path / "first" / "job.yaml").read_text())
     assert (found["name"], found["model"], found["data"]) == ("poems", "smollm2", str(rows))
+
+
+def test_a_question_is_broken_between_words(environment: dict[str, str]) -> None:
+    """A terminal would break it anywhere."""
+    with in_terminal(["init", "first", "--name", "x"], environment, columns=40) as terminal:
+        terminal.wait_for_text("Model [smollm2]: ")
+    said = terminal.said.splitlines()
+    assert "Models that are here: smollm2. A folder," in said
+    assert max(map(len, said)) <= 40
 
 
 @pytest.mark.parametrize("key", ["C", "D"])

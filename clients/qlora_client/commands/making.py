@@ -37,9 +37,10 @@ def init(
     import psutil
 
     from qlora_client.first_job import FirstJob, check_place, model_to_propose, write
+    from qlora_client.home import expanded
     from qlora_client.questions import CONFIG, ask, from_folder, missing_model
 
-    place = folder.expanduser()
+    place = expanded(folder)
     check_place(place, replace=force)
     memory = psutil.virtual_memory().total
     job = FirstJob(
