@@ -98,13 +98,23 @@ def _resolved(
     spec = validate(text)
     check_installed(spec)
     check_targets(spec.notify, Home(home).targets)
-    model_path = model_at(spec.model) if model_at is not None else find_model(spec.model, home=home, base=base)
-    return ResolvedJob(
-        spec=spec,
-        model_path=str(model_path) if model_path else None,
-        data=find_data(spec, base, shown_as),
-        resume_adapter_file=find_adapter(spec, base, shown_as),
-    )
+    try:
+        model_path = model_at(spec.model) if model_at is not None else find_model(spec.model, home=home, base=base)
+        return ResolvedJob(
+            spec=spec,
+            model_path=str(model_path) if model_path else None,
+            data=find_data(spec, base, shown_as),
+            resume_adapter_file=find_adapter(spec, base, shown_as),
+        )
+    except JobRejected as error:
+        error.where = _line_of(error.where or "", text)
+        raise
+
+
+def _line_of(where: str, text: JobText) -> str:
+    """The line of the file, or the `--set`, that says `model: x`; `where` itself where that is not known."""
+    place = text.where((where.partition(": ")[0],))
+    return where if place == text.name else place
 
 
 def verdict_on(request: ExamineRequest) -> Verdict:

@@ -19,7 +19,7 @@ import pytest
 
 from qlora_engine.job.datafiles import digest
 from qlora_engine.job.errors import Exit, JobRejected, ModelRejected
-from qlora_engine.job.examine import examine
+from qlora_engine.job.examine import examine, examine_request
 from qlora_engine.job.models import models_dir
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.verdict import ExamineRequest, Verdict
@@ -149,7 +149,7 @@ def test_a_model_that_does_not_exist(here: Path, name: str) -> None:
     assert isinstance(error, ModelRejected)
     assert error.exit_code == Exit.NOINPUT
     assert "does not exist" in error.what
-    assert error.where == f"model: {name}"
+    assert error.where == "job.yaml, line 1"
 
 
 @pytest.mark.parametrize("text", ["~nobody-here/x", "a\0b", "/a\0b", "x" * 5000, "/" + "x/" * 5000])
@@ -157,7 +157,8 @@ def test_a_model_that_does_not_exist(here: Path, name: str) -> None:
 def test_a_text_that_can_be_no_path(here: Path, key: str, text: str) -> None:
     """The system's refusal to look is a wrong value of the job's, not a crash."""
     error = refused(here, good(here) | {key: text})
-    assert str(error.where).startswith(f"{key}: ")
+    assert error.where == "job.yaml, line 1"
+    assert error.what.startswith(f"`{key}` is ")
     assert len(str(error)) < 500
     assert "\0" not in str(error)
 
@@ -172,6 +173,23 @@ def test_a_folder_that_is_no_model(here: Path, missing: str) -> None:
 def test_an_adapter_file_that_does_not_exist(here: Path) -> None:
     """Training would otherwise start from nothing, or fail later."""
     assert "adapter file" in refused(here, good(here, resume_adapter_file=str(here / "none.safetensors"))).what
+
+
+@pytest.mark.parametrize("line", ["model: nosuch", "data: nosuch", "resume_adapter_file: nosuch.safetensors"])
+def test_what_is_not_there_is_named_with_its_line(here: Path, line: str) -> None:
+    """The file has many lines; and where `--set` says it, the file has none of it."""
+    model, data = f"model: {here / 'model'}", f"data: {here / 'data'}"
+    lines = [other for other in (model, data) if other.partition(":")[0] != line.partition(":")[0]]
+    assert refused(here, "\n".join([*lines, "iters: 1", line])).where == f"job.yaml, line {len(lines) + 2}"
+    key, _, value = line.partition(": ")
+    (here / "job.yaml").write_text("\n".join(lines))
+    request = ExamineRequest(
+        job_file=str(here / "job.yaml"), home=str(here / "home"), base=str(here), shown_as="job.yaml",
+        overrides=(f"{key}={value}",),
+    )  # fmt: skip
+    with pytest.raises(JobRejected) as caught:
+        examine_request(request)
+    assert caught.value.where == f"--set {key}={value}"
 
 
 class Hub(BaseHTTPRequestHandler):
