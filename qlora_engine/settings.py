@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from qlora_engine.job.errors import BadSetting
 from qlora_engine.job.folder import USUAL_HOME, Home, absolute
+
+# What pydantic calls them, and what docs/settings.md does.
+_KINDS = {"a valid boolean": "1 or 0", "a valid integer": "a whole number", "a valid number": "a number"}
 
 
 class EngineSettings(BaseSettings):
@@ -63,7 +67,7 @@ class EngineSettings(BaseSettings):
             problem = error.errors(include_url=False)[0]
             name = f"QLORAD_{str(problem['loc'][0]).upper()}" if problem["loc"] else "QLORAD_*"
             raise BadSetting(
-                f"{name} cannot be used: {problem['msg'].removeprefix('Value error, ')}.",
+                f"{name} cannot be used: {_in_words(problem)}.",
                 where=name,
                 remedy="Correct or unset the variable.",
             ) from None
@@ -77,3 +81,13 @@ class EngineSettings(BaseSettings):
     def gpu_lock_path(self) -> Path:
         """The GPU lock, absolute."""
         return self.gpu_lock.expanduser().absolute()
+
+
+def _in_words(problem: ErrorDetails) -> str:
+    """What is wrong with a value. Our own validators know which may not be shown, and say it themselves."""
+    if problem["type"] == "value_error":
+        return problem["msg"].removeprefix("Value error, ")
+    expected = problem["msg"].removeprefix("Input ").partition(", unable")[0]
+    for theirs, ours in _KINDS.items():
+        expected = expected.replace(theirs, ours)
+    return f"it is {str(problem['input'])!r:.40}, but it {expected}"

@@ -43,6 +43,25 @@ def test_tls_and_this_machine_are_allowed(monkeypatch: pytest.MonkeyPatch, url: 
     connect(settings, timeout=1).close()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("STALL_SECONDS", "abc", "it is 'abc', but it should be a number."),
+        ("LOW_BATTERY", "2.5", "it is '2.5', but it should be a whole number."),
+        ("KEEP_AWAKE", "maybe", "it is 'maybe', but it should be 1 or 0."),
+        ("METRICS_PORT", "0", "it is '0', but it should be greater than or equal to 1."),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_shown_with_what_would_be_right(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    """In the words of the page of settings."""
+    monkeypatch.setenv(f"QLORAD_{name}", value)
+    with pytest.raises(BadSetting) as caught:
+        Settings.read()
+    assert caught.value.what == f"QLORAD_{name} cannot be used: {says}"
+
+
 def test_another_machine_in_the_clear_must_be_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a VPN the network is encrypted already; nobody but its owner can know that."""
     monkeypatch.setenv("QLORAD_REDIS_URL", "redis://:secret@10.0.0.5:6379/0")
