@@ -26,7 +26,8 @@ def folder_notes(home: Home, since: datetime | None, now: datetime | None = None
     """
     notes = []
     if count := sum(map(_is_offered, _entries(home.jobs))):
-        notes.append(f"{count} {'waits' if count == 1 else 'wait'} in {home.jobs} for the daemon to be taken.")
+        waits, it = ("waits", "it") if count == 1 else ("wait", "them")
+        notes.append(f"{count} {waits} in {home.jobs} for the daemon to take {it}.")
     newest = max(_reasons(home.rejected), default=None)
     if newest is not None:
         rejected = datetime.fromtimestamp(newest[0], UTC)

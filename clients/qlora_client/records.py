@@ -100,7 +100,7 @@ def find_job(home: Home, id_part: str) -> RunFolder:
         raise NoSuchJob(
             f"{len(named)} {what} have an id that contains {id_part!r:.80}: {_some(named)}.",
             where=str(home.runs),
-            remedy=f"Write more of the id. The newest of them: {_enough(found[0], ids)}.",
+            remedy=f"Write more of the id. For the newest of them it is enough to write {_enough(found[0], ids)}.",
         )
     remedy = f"Jobs that are there: {_some(ids)}." if ids else NO_JOBS
     raise NoSuchJob(f"No job has an id that contains {id_part!r:.80}.", where=str(home.runs), remedy=remedy)

@@ -110,7 +110,7 @@ def _problem_of_file(name: str, size: int) -> tuple[str, str] | None:
         ending = f"ends in `{suffix}`" if suffix else "has no ending"
         return (
             f"{name} is not a job file: its name {ending}.",
-            f"Give it a name that ends in {', '.join(SUFFIXES)}. Data belongs in a folder with its job.yaml.",
+            "Give it a name that ends in .yaml, .yml, .json or .toml. Data belongs in a folder with its job.yaml.",
         )
     if size == 0:
         return f"{name} is empty.", "Write the job into it: `model`, `data` and `iters` are a good start."

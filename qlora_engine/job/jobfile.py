@@ -77,8 +77,9 @@ def parse(text: str, name: str) -> JobText:
         raise JobRejected(refused.what, where=_at(name, refused.line), remedy=refused.remedy) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        problem = str(error.problem or error.context).replace("'<stream end>'", "the end of the file")
         raise JobRejected(
-            f"{name} is not valid YAML: {error.problem or error.context}.",
+            f"{name} is not valid YAML: {problem}.",
             where=f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name,
             remedy="Mend the line, or see examples/ for job files that work.",
         ) from None

@@ -45,7 +45,7 @@ def test_what_the_daemon_has_not_taken_yet_is_counted(
     (home.jobs / "two").mkdir()
     (home.jobs / "two" / "job.yaml").touch()
     (home.jobs / "three.1f0c.submission").touch()
-    assert folder_notes(home, None, NOW) == [f"3 wait in {home.jobs} for the daemon to be taken."]
+    assert folder_notes(home, None, NOW) == [f"3 wait in {home.jobs} for the daemon to take them."]
     monkeypatch.setenv("QLORAD_HOME", str(home.path))
     assert main(["ls"]) == 0
     assert "3 wait in" in capsys.readouterr().err

@@ -64,6 +64,11 @@ def test_what_is_no_number_stays_text(text: str) -> None:
     assert isinstance(parse(f"name: {text}", "j.yaml").values["name"], str)
 
 
+def test_a_file_that_ends_too_soon_is_said_to() -> None:
+    """In words, not with the parser's name for it."""
+    assert refused("a: [1\n", "job.yaml").what.endswith("expected ',' or ']', but got the end of the file.")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "line"),
     [

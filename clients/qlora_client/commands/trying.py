@@ -16,7 +16,7 @@ from qlora_client.commands.common import AsJson, JobId, console, make_client, no
 
 def try_job(
     job_id: JobId,
-    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask; - reads it from standard input.")],
     *,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 200,
     temp: Annotated[float, typer.Option(min=0.0, max=10.0, help="0: the likeliest token each time.")] = 0.0,

@@ -26,7 +26,9 @@ def check_plot(path: Path) -> None:
     """Raise `CannotPlot` for a file that cannot be drawn into, before anything is read."""
     if path.suffix.lower() not in SUFFIXES:
         raise CannotPlot(
-            f"{path.name} names no kind of plot.", where="--plot", remedy=f"End it in {', '.join(SUFFIXES)}."
+            f"{path.name} names no kind of plot.",
+            where="--plot",
+            remedy=f"End it in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.",
         )
     effective = os.access in os.supports_effective_ids  # who the process is now, not who started it
     if not os.access(path.absolute().parent, os.W_OK, effective_ids=effective):
