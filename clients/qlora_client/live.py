@@ -7,14 +7,12 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-from rich.text import Text
 
-from qlora_client.lines import state_style, styled_line
+from qlora_client.lines import styled_line
 from qlora_client.progress import Progress as JobProgress
 from qlora_client.progress import after
 from qlora_engine.job.events import Event
 from qlora_engine.job.text import duration, plain
-from qlora_engine.job.wording import describe
 
 # What the bar shows already; on a terminal these print no line of their own.
 _IN_THE_BAR = frozenset({"phase.started", "phase.ended", "training.step", "training.report"})
@@ -51,8 +49,7 @@ class LiveView:
                 self._console.print(styled_line(event, with_job=False))
             self._update_bar()
         elif event["event"] not in _SILENT:
-            style = state_style(str(event.get("to"))) if event["event"] == "job.state" else ""
-            self._console.print(Text(describe(event), style=style), soft_wrap=True)
+            self._console.print(styled_line(event, with_job=False), soft_wrap=True)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:

@@ -76,18 +76,38 @@ def _why(job: Summary) -> str:
 
 def print_jobs(console: Console, jobs: Sequence[Summary]) -> None:
     """Print `job_lines`; a terminal cuts what is wider than itself, a pipe gets all of it."""
-    for line in job_lines(jobs):
+    _print_cut(console, job_lines(jobs))
+
+
+def _print_cut(console: Console, lines: Iterable[Text]) -> None:
+    for line in lines:
         console.print(line, no_wrap=True, overflow="ellipsis", crop=console.is_terminal)
 
 
-def models_table(models: Iterable[ModelInfo]) -> Table:
-    """The installed models."""
-    table = _table("NAME", "ARCHITECTURE", "LAYERS", "WIDTH", "BITS", "SIZE", "LICENCE", "MADE FROM")
-    for model in models:
-        cells = (model.architecture, model.layers, model.hidden, model.bits, size(model.size), model.licence)
-        last = Text(plain(model.problem), style="red") if model.problem else Text(plain(model.source or ""))
-        table.add_row(plain(model.name), *(plain("" if cell is None else cell, 80) for cell in cells), last)
-    return table
+def model_lines(models: Sequence[ModelInfo]) -> Iterator[Text]:
+    """The installed models, under a line of headings."""
+    rows = [
+        [
+            plain("" if cell is None else cell, 80)
+            for cell in (
+                model.name, model.architecture, model.layers, model.hidden, model.bits, size(model.size), model.licence
+            )
+        ]
+        for model in models
+    ]  # fmt: skip
+    headings = ("NAME", "ARCHITECTURE", "LAYERS", "WIDTH", "BITS", "SIZE", "LICENCE")
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    yield Text("  ".join((*map(str.ljust, headings, widths), "MADE FROM")), style="dim")
+    for model, row in zip(models, rows, strict=True):
+        line = Text("  ".join((*map(str.ljust, row, widths), "")))
+        line.append(plain(model.problem or model.source or ""), style="red" if model.problem else "")
+        line.rstrip()
+        yield line
+
+
+def print_models(console: Console, models: Sequence[ModelInfo]) -> None:
+    """Print `model_lines`, cut as a list of jobs is."""
+    _print_cut(console, model_lines(models))
 
 
 def job_view(
@@ -199,10 +219,3 @@ def _short(path: Path) -> str:
     """A path as a shell takes it, `~` in place of the user's home."""
     home = Path.home()
     return plain(f"~/{path.relative_to(home)}" if path.is_relative_to(home) else path)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        table.add_column(column)
-    return table

@@ -52,7 +52,7 @@ def _training(event: Event) -> str | None:  # noqa: PLR0911, PLR0912  # one case
         case "validation":
             return (
                 f"step {_text(event, 'step')}: {_text(event, 'split')} loss {_loss(event)}, "
-                f"perplexity {_fixed(event, 'perplexity', 2)} over {_count(event, 'tokens')} tokens"
+                f"perplexity {_fixed(event, 'perplexity', 2)} over {_many(event, 'tokens', 'token')}"
             )
         case "checkpoint.saved":
             return f"step {_text(event, 'step')}: checkpoint saved ({_bytes(event)})"
@@ -63,7 +63,7 @@ def _training(event: Event) -> str | None:  # noqa: PLR0911, PLR0912  # one case
         case "training.stopped":
             return f"stopped at step {_text(event, 'step')}, where it can go on"
         case "training.done":
-            return f"trained {_text(event, 'step')} steps in {_seconds(event, 'seconds')}: {_text(event, 'adapters')}"
+            return f"trained {_many(event, 'step', 'step')} in {_seconds(event, 'seconds')}: {_text(event, 'adapters')}"
         case "memory.limits":
             return _limits(event)
         case "packing.chosen":
@@ -86,7 +86,7 @@ def _fusing(event: Event) -> str | None:
             return f"fusing {_text(event, 'source')} on {_text(event, 'backend')} ({_text(event, 'device')})"
         case "model.fused":
             bits = f"{_text(event, 'bits')}-bit" if event.get("bits") is not None else "not quantized"
-            return f"fused {_text(event, 'weights')} into {_text(event, 'layers')} layers, {bits}, {_memory(event)}"
+            return f"fused {_text(event, 'weights')} into {_many(event, 'layers', 'layer')}, {bits}, {_memory(event)}"
         case "fuse.done":
             where = event.get("added") or event.get("gguf") or event.get("model")
             return f"fused in {_seconds(event, 'seconds')}: {where} ({_bytes(event)})"
@@ -156,15 +156,15 @@ def _weights(event: Event) -> str:
 
 def _data(event: Event) -> str:
     line = (
-        f"data: {_text(event, 'train')} training rows, {_text(event, 'valid')} for validation, "
-        f"{_count(event, 'tokens')} tokens of which {_count(event, 'supervised')} are learned, "
-        f"{_text(event, 'steps')} steps, {_text(event, 'updates')} updates"
+        f"data: {_many(event, 'train', 'training row')}, {_text(event, 'valid')} for validation, "
+        f"{_many(event, 'tokens', 'token')} of which {_count(event, 'supervised')} are learned, "
+        f"{_many(event, 'steps', 'step')}, {_many(event, 'updates', 'update')}"
     )
     if event.get("truncated"):
         lost = 100 * (_number(event, "lost_share") or 0.0)
-        line += f"; {_text(event, 'truncated')} rows cut, {lost:.1f}% of the tokens lost"
+        line += f"; {_many(event, 'truncated', 'row')} cut, {lost:.1f}% of the tokens lost"
     if event.get("nothing_to_learn"):
-        line += f"; {_text(event, 'nothing_to_learn')} rows with nothing to learn"
+        line += f"; {_many(event, 'nothing_to_learn', 'row')} with nothing to learn"
     if event.get("tokens_from") == "cache":
         line += "; tokens kept from before"
     return line
@@ -195,7 +195,7 @@ def _job(event: Event) -> str | None:  # noqa: PLR0911  # one case a kind of eve
 
 
 def _examined(event: Event) -> str:
-    rows = _have(event, "rows", f"{_count(event, 'rows')} rows, {_count(event, 'tokens')} tokens, ")
+    rows = _have(event, "rows", f"{_many(event, 'rows', 'row')}, {_many(event, 'tokens', 'token')}, ")
     limit = f"{_fixed(event, 'limit_gb', 1)} GB may be used"
     memory = limit if event.get("peak_gb") is None else f"about {_fixed(event, 'peak_gb', 1)} GB at most, {limit}"
     time = _have(event, "seconds", f", about {_seconds(event, 'seconds')}")
@@ -263,9 +263,9 @@ def _machine(event: Event) -> str | None:  # noqa: PLR0911, PLR0912  # one case 
         case "awake.failed":
             return f"the machine may fall asleep: {_text(event, 'what')}"
         case "kernels.lent":
-            return f"{_text(event, 'files')} files of compiled kernels taken over"
+            return f"{_many(event, 'files', 'file')} of compiled kernels taken over"
         case "kernels.kept":
-            return f"{_text(event, 'files')} files of compiled kernels kept for later jobs"
+            return f"{_many(event, 'files', 'file')} of compiled kernels kept for later jobs"
         case "kernels.lost":
             return f"compiled kernels are not used again, {_text(event, 'doing')} failed: {_text(event, 'reason')}"
     return None
@@ -326,3 +326,8 @@ def _count(event: Event, key: str) -> str:
     if value is None:
         return "?"
     return f"{value / 1e6:,.4g}M" if value >= 1e6 else f"{value:,.0f}"
+
+
+def _many(event: Event, key: str, noun: str) -> str:
+    """So many of them: 1 row, 2 rows."""
+    return f"{_count(event, key)} {noun}{'' if event.get(key) == 1 else 's'}"

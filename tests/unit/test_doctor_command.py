@@ -60,6 +60,14 @@ def test_the_page_fits_a_terminal(width: int) -> None:
     assert max(map(len, shown(PAGE, width))) > width - 20
 
 
+def test_in_a_narrow_terminal_what_was_found_stands_below_the_names() -> None:
+    """Beside them it would be broken by the terminal, in the middle of words."""
+    lines = shown(PAGE, 40)
+    assert max(map(len, lines)) <= 40
+    at = lines.index("  error    home")
+    assert lines[at + 1 : at + 3] == ["    /Volumes/a/qlora cannot be written.", "    → sudo chown /Volumes/a/qlora"]
+
+
 def test_a_pipe_gets_a_line_for_each_finding_and_each_remedy() -> None:
     """So that grep finds them."""
     lines = shown(PAGE, 10_000)

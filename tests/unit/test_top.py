@@ -110,6 +110,12 @@ def test_a_snapshot_ends_where_its_text_ends() -> None:
     assert lines[-1].plain.strip()
 
 
+def test_a_job_that_fuses_is_before_no_micro_batch() -> None:
+    """It will never have one."""
+    fuses = replace(VIEW, active=summary(1, State.RUNNING, kind="fuse"), progress=Progress(phase="fuse"), losses=[])
+    assert "micro-batch" not in text_of(page(fuses, Room(80, 24)))
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from qlora_client.lines import styled_line
 from qlora_client.live import LiveView, bar_facts
 from qlora_client.progress import Progress, progress_of
-from qlora_client.views import job_lines, job_view, make_console, models_table, print_jobs
+from qlora_client.views import job_lines, job_view, make_console, model_lines, print_jobs
 from qlora_engine.job.events import Event
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.models import ModelInfo
@@ -178,7 +178,23 @@ def test_a_failed_job_shows_the_remedy(tmp_path: Path) -> None:
 def test_models_show_their_problem() -> None:
     """A folder that cannot be used must not look like a model."""
     model = ModelInfo("broken", Path("/m"), None, None, None, None, 0, None, None, "it holds no weights")
-    assert "it holds no weights" in rendered(models_table([model]))
+    assert "it holds no weights" in rendered(Group(*model_lines([model])))
+
+
+def test_models_are_cut_at_the_edge_of_a_terminal_and_end_with_their_text() -> None:
+    """In 40 columns a name says more than eight columns of two letters; and a pipe gets no blanks at the end."""
+    model = ModelInfo("smollm2", Path("/m"), "llama", 30, 576, 4, 10**8, "a.gguf", "MIT", None)
+    heading, line = [text.plain for text in model_lines([model])]
+    assert heading.startswith("NAME     ARCHITECTURE  LAYERS")
+    assert line == "smollm2  llama         30      576    4     100 MB  MIT      a.gguf"
+
+
+def test_one_is_not_many() -> None:
+    """`1 updates` reads as if nobody had looked."""
+    data = {"event": "data.loaded", "train": 1, "valid": 0, "tokens": 1, "supervised": 1, "steps": 1, "updates": 1}
+    assert describe(data) == "data: 1 training row, 0 for validation, 1 token of which 1 are learned, 1 step, 1 update"
+    assert describe({"event": "kernels.kept", "files": 1}).startswith("1 file of")
+    assert describe({"event": "kernels.kept", "files": 2}).startswith("2 files of")
 
 
 def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +224,15 @@ def test_without_a_terminal_each_report_is_one_line() -> None:
             view.show(event)
     assert [text.split()[:2] for text in output.getvalue().splitlines()] == [["step", "4/8"], ["step", "8/8"]]
     assert view.progress.step == 8
+
+
+def test_without_a_terminal_each_line_says_when_it_was() -> None:
+    """`qlora logs -f` into a file says as much as `qlora logs` does."""
+    output = io.StringIO()
+    resumed = {"ts": "2026-11-22T14:35:01+00:00", "event": "queue.resumed"}
+    with LiveView(Console(file=output, width=200)) as view:
+        view.show(resumed)
+    assert output.getvalue() == f"{styled_line(resumed, with_job=False).plain}\n"
 
 
 def test_on_a_terminal_the_bar_shows_the_numbers() -> None:

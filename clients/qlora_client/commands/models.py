@@ -50,8 +50,8 @@ def list_models(as_json: AsJson = False) -> None:
     if as_json:
         print_json([dataclasses.asdict(model) for model in models])
     elif models:
-        from qlora_client.views import models_table
+        from qlora_client.views import print_models
 
-        console().print(models_table(models))
+        print_models(console(), models)
     else:
         note("There are no models yet. Add a small one: qlora models add smollm2")

@@ -21,7 +21,8 @@ _STYLES = {
     Severity.ERROR: "bold red",
 }
 _WORD = max(len(severity) for severity in Severity)
-_LEAST_TEXT = 24  # columns; a terminal narrower than that gets long lines
+_LEAST_TEXT = 24  # columns; where beside the names there are fewer, what was found stands below them
+_INDENT = 4  # of it there
 
 
 def as_json(found: Examination) -> dict[str, object]:
@@ -57,20 +58,23 @@ def lines(found: Examination, width: int) -> Iterator[Text]:
         for finding in findings:
             yield from _finding(finding, names, width)
         yield Text()
-    yield _summary(found)
+    yield from _summary(found, width)
 
 
 def _finding(finding: Finding, names: int, width: int) -> Iterator[Text]:
-    head = f"  {finding.severity:<{_WORD}}  {finding.name:<{names}}  "
-    first, *more = _wrapped(plain(finding.what), width - len(head))
+    beside = len(f"  {'':<{_WORD}}  {'':<{names}}  ")
+    fits = width - beside >= _LEAST_TEXT
+    indent = beside if fits else _INDENT
+    said = _wrapped(plain(finding.what), width - indent)
     line = Text("  ").append(f"{finding.severity:<{_WORD}}", style=_STYLES[finding.severity])
-    yield line.append(f"  {finding.name:<{names}}  ", style="dim").append(first)
-    for text in more:
-        yield Text(" " * len(head) + text)
+    line.append(f"  {finding.name:<{names}}  " if fits else f"  {finding.name}", style="dim")
+    yield line.append(said.pop(0)) if fits else line
+    for text in said:
+        yield Text(" " * indent + text)
     if finding.remedy and finding.severity is not Severity.OK:
-        for number, text in enumerate(_wrapped(plain(finding.remedy), width - len(head) - 2)):
+        for number, text in enumerate(_wrapped(plain(finding.remedy), width - indent - 2)):
             mark = "→ " if number == 0 else "  "
-            yield Text(" " * len(head)).append(mark, style="dim").append(text)
+            yield Text(" " * indent).append(mark, style="dim").append(text)
 
 
 def _wrapped(text: str, width: int) -> list[str]:
@@ -78,10 +82,10 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, max(width, _LEAST_TEXT), break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def _summary(found: Examination) -> Text:
+def _summary(found: Examination, width: int) -> Iterator[Text]:
     counts = Counter(finding.severity for finding in found.findings)
     words = {Severity.INFO: ("to know", "to know"), Severity.WARNING: ("warning", "warnings")}
     words |= {Severity.ERROR: ("error", "errors"), Severity.OK: ("ok", "ok")}
     parts = [f"{counts[severity]} {words[severity][counts[severity] > 1]}" for severity in Severity if counts[severity]]
     text = f"{len(found.findings)} checks: {', '.join(parts)}, in {found.seconds:.1f} s."
-    return Text(text, style=_STYLES[worst(found.findings)])
+    yield from (Text(line, style=_STYLES[worst(found.findings)]) for line in _wrapped(text, width))

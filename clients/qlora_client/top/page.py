@@ -78,8 +78,9 @@ def _job(view: View, room: Room) -> Iterator[Text]:
     if now.phase:
         title.append(f"  {plain(now.phase, 30)}", style="dim")
     yield title
-    yield _steps(job, now, room)
-    yield Text(_losses(now))
+    if job.record.get("kind") != "fuse":  # that has neither steps nor losses
+        yield _steps(job, now, room)
+        yield Text(_losses(now))
     if now.memory_gb is not None:
         yield _memory(now, room)
 
@@ -89,7 +90,7 @@ def _nothing_trains(view: View) -> Iterator[Text]:
     if view.ended is not None:
         line = Text().append("last ended: ", style="dim").append(plain(view.ended.id, 120))
         line.append(f"  {view.ended.state}", style=state_style(view.ended.state))
-        yield line.append(f"  {plain(view.ended.reason, 200)}")
+        yield line.append(f"  {plain(view.ended.reason, 200)}" if view.ended.reason else "")
 
 
 def _steps(job: Summary, now: Progress, room: Room) -> Text:
