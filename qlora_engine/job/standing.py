@@ -12,6 +12,7 @@ from qlora_engine.job.errors import Exit
 from qlora_engine.job.folder import JOB_ID, Home
 from qlora_engine.job.hindrance import Whom
 from qlora_engine.job.lock import holder_of
+from qlora_engine.job.pause import Pause
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.service_status import ChildStatus, ServiceStatus
 
@@ -32,6 +33,7 @@ class Standing:
     daemon: dict[str, Any] | None  # what it says of itself in its lock; None when it does not run
     said: ServiceStatus | None  # None as well while it is just starting
     jobs: dict[str, int]  # by state
+    pause: Pause
 
     @property
     def exit_code(self) -> Exit:
@@ -47,7 +49,7 @@ def standing(home: Home) -> Standing:
     said = ServiceStatus.load(home.status) if daemon is not None else None
     if said is not None and daemon is not None and said.pid != daemon.get("pid"):
         said = None  # an earlier daemon said it
-    return Standing(str(home.path), daemon, said, _count_jobs(home))
+    return Standing(str(home.path), daemon, said, _count_jobs(home), Pause.load(home.pause))
 
 
 def _count_jobs(home: Home) -> dict[str, int]:
@@ -71,6 +73,7 @@ def as_json(found: Standing) -> dict[str, Any]:
         "home": found.home,
         "running": found.daemon is not None,
         "healthy": found.exit_code == Exit.OK,
+        "paused": found.pause.holds(utc_now()),
         "service": found.said.model_dump(mode="json") if found.said else None,
         "jobs": found.jobs,
     }
@@ -84,6 +87,8 @@ def lines(found: Standing) -> list[str]:
         shown += [_child(child) for child in found.said.children]
         shown.append(f"training {found.said.job or 'nothing'}")
         shown += [f"waits    {hindrance.what}{_WHOM[hindrance.whom]}" for hindrance in found.said.hindrances]
+    if found.pause.holds(utc_now()):
+        shown.append(f"waits    {found.pause}")
     jobs = ", ".join(f"{count} {state}" for state, count in found.jobs.items())
     return [*shown, f"jobs     {jobs or 'none'}", f"home     {found.home}"]
 

@@ -17,6 +17,7 @@ from qlora_client.cli import app, main
 from qlora_engine.job.errors import Exit
 from qlora_engine.job.folder import Home
 from qlora_engine.job.lock import held
+from qlora_engine.job.pause import Pause
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
 from qlora_worker import requests
@@ -177,6 +178,36 @@ def test_a_file_that_there_is_not(name: str, home: Home, capsys: pytest.CaptureF
     said = errors(capsys, main([name, "nosuch.yaml"]), Exit.NOINPUT)
     assert "There is no file nosuch.yaml" in said
     assert "qlora init" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["init", "~nosuch/x"], ["init", "x", "--data", "~nosuch/x"], ["validate", "~nosuch"], ["submit", "~nosuch"]],
+)
+def test_a_user_whom_there_is_not(words: list[str], home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    """A typing error in a path is no bug of ours."""
+    assert "Nobody knows whose home the ~ in '~nosuch" in errors(capsys, main(words), Exit.NOINPUT)
+
+
+def test_who_looks_at_a_job_that_waits_learns_that_no_daemon_runs(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It starts as soon as the daemon can start it, and that may be never."""
+    for words in (["ls"], ["show", JOB]):
+        assert main(words) == 0
+        assert "The daemon does not run, so nothing starts" in capsys.readouterr().err
+    with held(home.daemon_lock, {"pid": os.getpid()}):
+        assert main(["ls"]) == 0
+    assert "does not run" not in capsys.readouterr().err
+
+
+def test_status_says_that_the_queue_is_paused(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    """`training nothing` alone leaves one to wonder why."""
+    Pause(paused=True).store(home.pause)
+    main(["status"])
+    assert "waits    the queue is paused until `qlora resume`" in capsys.readouterr().out
+    main(["status", "--json"])
+    assert json.loads(capsys.readouterr().out)["paused"] is True
 
 
 @pytest.mark.parametrize(

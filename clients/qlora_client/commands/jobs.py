@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qlora_client.api import Client
     from qlora_client.listing import Overview
     from qlora_client.wanted import Wanted
+    from qlora_engine.job.folder import Home
     from qlora_engine.job.record import JobRecord
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
@@ -102,11 +103,24 @@ def _note_the_rest(listing: Overview, wanted: Wanted, *, every: bool) -> None:
     if wanted == EVERY:
         for line in folder_notes(plain_home(), listing.jobs[0].created if listing.jobs else None):
             note(line)
+        if any(job.state == "queued" for job in listing.jobs):
+            _note_daemon(plain_home())
     if (pause := plain_home().pause).exists():
         from qlora_engine.job.pause import Pause
 
         if (queue := Pause.load(pause)).holds(datetime.now(UTC)):
             note(f"{str(queue).capitalize()}.")
+
+
+def _note_daemon(home: Home) -> None:
+    """Say that none runs, to whoever looks at a job that waits for its turn."""
+    import contextlib
+
+    from qlora_engine.job.lock import holder_of
+
+    with contextlib.suppress(OSError):  # whether one runs is not known then
+        if holder_of(home.daemon_lock) is None:
+            note("The daemon does not run, so nothing starts until it does. Start it: qlorad")
 
 
 def _note_fitting(fit: int, total: int, *, every: bool) -> None:
@@ -150,6 +164,8 @@ def show(job: JobId, as_json: AsJson = False) -> None:
     width = min(out.width, WIDEST_CURVE)
     curve = curve_of(feed, width, CURVE_LINES, dots=not out.options.ascii_only) if out.is_terminal else []
     out.print(job_view(record, run, feed.progress, feed.reports, waits=waits, curve=curve))
+    if waits:
+        _note_daemon(client.home)
 
 
 def logs(

@@ -86,7 +86,7 @@ def prioritise(
         raise typer.BadParameter("Give a priority, --urgent or --not-urgent.")
     client = make_client()
     ask = partial(client.prioritise, priority=priority, urgent=urgent)
-    _ask(client, ask, job, lambda record: not record.is_final, as_json=as_json)
+    _ask(client, ask, job, lambda record: not record.is_final, as_json=as_json, say=_place)
 
 
 def pause(
@@ -111,31 +111,48 @@ def resume(as_json: AsJson = False) -> None:
     _print_pause(make_client().resume(), as_json=as_json)
 
 
-def _ask(
+def _place(record: JobRecord) -> str:
+    return f"{'urgent, ' if record.urgent else ''}priority {record.priority}"
+
+
+def _reason(record: JobRecord) -> str:
+    return record.reason
+
+
+def _ask(  # noqa: PLR0913
     client: Client,
     ask: Callable[[str], JobRecord],
     job: str,
     applies: Callable[[JobRecord], bool],
     *,
     as_json: bool,
+    say: Callable[[JobRecord], str] = _reason,
 ) -> None:
-    """Ask it of a job, or of those jobs of a sweep that it applies to, and print how they stand."""
+    """Ask it of a job, or of those jobs of a sweep that it applies to, and print how they stand.
+
+    Args:
+        ask: the daemon, of one job.
+        job: as typed.
+        applies: whether it can be asked of a job of a sweep.
+        as_json: for a program.
+        say: what a person is told of the one job beside its state.
+    """
     from qlora_client.groups import find_group
 
     if (group := find_group(client.home, job)) is None:
-        _print_record(ask(job), as_json=as_json)
+        _print_record(ask(job), say, as_json=as_json)
         return
     of_group(group, ask, applies)
     print_group_states(client.group(group.id), as_json=as_json)
 
 
-def _print_record(record: JobRecord, *, as_json: bool) -> None:
+def _print_record(record: JobRecord, say: Callable[[JobRecord], str], *, as_json: bool) -> None:
     if as_json:
         print_json(record.model_dump(mode="json"))
         return
     typer.echo(f"{record.id} {record.state}")
-    if record.reason:
-        note(record.reason)
+    if said := say(record):
+        note(said)
 
 
 def _print_pause(what: str, *, as_json: bool) -> None:
