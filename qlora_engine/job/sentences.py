@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from qlora_engine.job.events import Event
 
 SENTENCES = {
-    "setting.unknown": "{name} is no setting; {nearest} is one",
     "child.exited": "{child} ended with code {code} after {seconds} s",
     "child.restarting": "{child} is started again in {delay} s",
     "child.killed": "{child} did not end within {seconds} s and was killed",

@@ -223,6 +223,8 @@ def _service(event: Event) -> str | None:  # noqa: PLR0911  # one case a kind of
             return f"{_text(event, 'child')} started, process {_text(event, 'pid')}"
         case "child.output":
             return f"{_text(event, 'child')}: {_text(event, 'line')}"
+        case "setting.unknown":
+            return f"{_text(event, 'name')} is no setting, and ignored{_have(event, 'nearest', ' (did you mean {}?)')}"
         case "inbox.watching":
             return f"watches {_text(event, 'path')}"
         case "queue.paused":

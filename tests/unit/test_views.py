@@ -189,6 +189,13 @@ def test_models_are_cut_at_the_edge_of_a_terminal_and_end_with_their_text() -> N
     assert line == "smollm2  llama         30      576    4     100 MB  MIT      a.gguf"
 
 
+def test_a_setting_that_is_none_is_told_with_or_without_the_nearest() -> None:
+    """There may be none that is near."""
+    unknown = {"event": "setting.unknown", "name": "QLORAD_HOM", "nearest": "QLORAD_HOME"}
+    assert describe(unknown) == "QLORAD_HOM is no setting, and ignored (did you mean QLORAD_HOME?)"
+    assert describe(unknown | {"nearest": None}) == "QLORAD_HOM is no setting, and ignored"
+
+
 def test_one_is_not_many() -> None:
     """`1 updates` reads as if nobody had looked."""
     data = {"event": "data.loaded", "train": 1, "valid": 0, "tokens": 1, "supervised": 1, "steps": 1, "updates": 1}

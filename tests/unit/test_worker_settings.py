@@ -62,6 +62,12 @@ def test_a_value_that_cannot_be_used_is_shown_with_what_would_be_right(
     assert caught.value.what == f"QLORAD_{name} cannot be used: {says}"
 
 
+def test_what_all_settings_begin_with_makes_none_of_them_near() -> None:
+    """QLORAD_HOME is not what anybody meant by QLORAD_FOO."""
+    assert unknown_variables({"QLORAD_FOO": "1"}) == [("QLORAD_FOO", None)]
+    assert unknown_variables({"qlorad_stal_seconds": "1"}) == [("qlorad_stal_seconds", "QLORAD_STALL_SECONDS")]
+
+
 def test_another_machine_in_the_clear_must_be_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a VPN the network is encrypted already; nobody but its owner can know that."""
     monkeypatch.setenv("QLORAD_REDIS_URL", "redis://:secret@10.0.0.5:6379/0")

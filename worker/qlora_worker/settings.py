@@ -190,8 +190,12 @@ def _is_loopback(host: str) -> bool:
 
 def unknown_variables(environment: Mapping[str, str]) -> list[tuple[str, str | None]]:
     """Variables that look like settings but are none, each with the setting that was probably meant."""
+    short = [known.removeprefix(PREFIX) for known in KNOWN]  # what all have in common makes none of them near
     return [
-        (name, next(iter(difflib.get_close_matches(name, KNOWN, n=1)), None))
+        (
+            name,
+            next((PREFIX + near for near in difflib.get_close_matches(name[len(PREFIX) :].upper(), short, n=1)), None),
+        )
         for name in sorted(environment)
         if name.upper().startswith(PREFIX) and name.upper() not in KNOWN
     ]
