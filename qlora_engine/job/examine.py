@@ -96,9 +96,9 @@ def _resolved(
 ) -> ResolvedJob:
     """`examine_text` for one that is known to train; `model_at` finds models in place of `find_model`."""
     spec = validate(text)
-    check_installed(spec)
-    check_targets(spec.notify, Home(home).targets)
     try:
+        check_installed(spec)
+        check_targets(spec.notify, Home(home).targets)
         model_path = model_at(spec.model) if model_at is not None else find_model(spec.model, home=home, base=base)
         return ResolvedJob(
             spec=spec,

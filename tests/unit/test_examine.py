@@ -175,7 +175,9 @@ def test_an_adapter_file_that_does_not_exist(here: Path) -> None:
     assert "adapter file" in refused(here, good(here, resume_adapter_file=str(here / "none.safetensors"))).what
 
 
-@pytest.mark.parametrize("line", ["model: nosuch", "data: nosuch", "resume_adapter_file: nosuch.safetensors"])
+@pytest.mark.parametrize(
+    "line", ["model: nosuch", "data: nosuch", "resume_adapter_file: nosuch.safetensors", "notify: nosuch"]
+)
 def test_what_is_not_there_is_named_with_its_line(here: Path, line: str) -> None:
     """The file has many lines; and where `--set` says it, the file has none of it."""
     model, data = f"model: {here / 'model'}", f"data: {here / 'data'}"
