@@ -13,6 +13,7 @@ import pytest
 import typer
 from typer.core import TyperGroup as Group
 
+from qlora_client.api import Client
 from qlora_client.cli import app, main
 from qlora_engine.job.errors import Exit
 from qlora_engine.job.folder import Home
@@ -199,6 +200,17 @@ def test_who_looks_at_a_job_that_waits_learns_that_no_daemon_runs(
     with held(home.daemon_lock, {"pid": os.getpid()}):
         assert main(["ls"]) == 0
     assert "does not run" not in capsys.readouterr().err
+
+
+def test_who_gives_a_job_another_place_is_told_which_it_has(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state and the reason for that are as they were."""
+    record = JobRecord.new(JOB, JOB).noting(state=State.HELD, reason="held on request", priority=-5, urgent=True)
+    monkeypatch.setattr(Client, "prioritise", lambda *_, **__: record)
+    assert main(["prioritise", JOB, "-5"]) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (f"{JOB} held\n", "urgent, priority -5\n")
 
 
 def test_status_says_that_the_queue_is_paused(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ What some commands mean by theirs:
 
 | command | code |
 |---|---|
-| `qlora submit --wait` | 0 when the job is done, 70 when it failed, 75 when it was cancelled |
+| `qlora submit --wait` | 0 when the job is done, 70 when it failed, 75 when it was cancelled, or no daemon takes it |
 | `qlora try --now` | 75 when somebody else uses the GPU |
 | `qlora status`, `qlorad status` | 69 when something does not run |
 | `qlora doctor` | 69 when something keeps jobs from running |
