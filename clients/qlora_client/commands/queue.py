@@ -119,7 +119,7 @@ def _reason(record: JobRecord) -> str:
     return record.reason
 
 
-def _ask(  # noqa: PLR0913
+def _ask(
     client: Client,
     ask: Callable[[str], JobRecord],
     job: str,
