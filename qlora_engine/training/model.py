@@ -50,21 +50,21 @@ class Base:
     dequantized: bool = False
 
 
-def load_base(job: ResolvedJob, *, dequantize: bool = True) -> Base:
+def load_base(job: ResolvedJob, *, dequantize: bool | None = None) -> Base:
     """Load the base model of a job; a model that is not quantized is quantized (4 bits, groups of 64).
 
     Full fine-tuning trains the weights themselves, which must stay as they are.
 
     Args:
         job: that trains, or has trained.
-        dequantize: on the CPU backend, make quantized weights float32 if they fit into memory.
+        dequantize: on the CPU backend, make quantized weights float32; None for if they fit into memory.
 
     Raises:
         ModelRejected: it cannot be loaded.
     """
     path = Path(job.model_path) if job.model_path else download(job.spec.model)
     full = job.spec.fine_tune_type == "full"
-    return load_folder(path, job.spec.model, quantize=not full, dequantize=dequantize and not full)
+    return load_folder(path, job.spec.model, quantize=not full, dequantize=False if full else dequantize)
 
 
 def download(name: str) -> Path:
@@ -82,14 +82,14 @@ def download(name: str) -> Path:
         ) from error
 
 
-def load_folder(path: Path, name: str, *, quantize: bool, dequantize: bool) -> Base:
+def load_folder(path: Path, name: str, *, quantize: bool, dequantize: bool | None) -> Base:
     """Load a model folder.
 
     Args:
         path: in MLX or Hugging Face format.
         name: what the user calls it.
         quantize: quantize a model that is not.
-        dequantize: on the CPU backend, make quantized weights float32 if they fit into memory.
+        dequantize: on the CPU backend, make quantized weights float32; None for if they fit into memory.
     """
     try:
         model, config = load_mlx_model(path, lazy=True)
@@ -106,12 +106,13 @@ def load_folder(path: Path, name: str, *, quantize: bool, dequantize: bool) -> B
         with contextlib.redirect_stdout(sys.stderr):  # mlx_lm prints, and our output may be JSON lines
             model, config = quantize_model(model, config, group_size=64, bits=4)
         bits = quantized_bits(model)
-    dequantize = dequantize and bits is not None and on_cpu() and _fits_dequantized(model)
-    if dequantize:
+    may = dequantize is not False and bits is not None and on_cpu()
+    dequantized = may and (dequantize is True or _fits_dequantized(model))
+    if dequantized:
         replace_quantized(model)
     mx.eval(model.parameters())
     model.freeze()
-    return Base(model, tokenizer, path, config, bits, quantize and bits is not None, dequantize)
+    return Base(model, tokenizer, path, config, bits, quantize and bits is not None, dequantized)
 
 
 def quantized_bits(model: nn.Module) -> int | None:

@@ -39,6 +39,7 @@ from qlora_engine.training.token_cache import TokenCache
 from qlora_engine.training.trainer import Trainer
 from qlora_engine.training.tree import flat
 
+DEQUANTIZED = "dequantized"  # among what was chosen: whether quantized weights were made float32, for the CPU
 HURRY_SECONDS = 1.0  # that services have to take the last reports when training was asked to stop
 
 
@@ -154,7 +155,10 @@ class _Run:
         limits = memory.set_limits(job.spec.memory, log, self.memory_share)
         dropout = DropoutKey()
         with phase("load", self.log, self.pulse):
-            base = load_base(job)
+            # What fits into memory now need not have fitted when the run began, and the two forms round otherwise.
+            base = load_base(job, dequantize=found.chosen.get(DEQUANTIZED))
+            if found.backend == "cpu" and base.bits is not None and DEQUANTIZED not in found.chosen:
+                found = runtime.record(self.run, found, DEQUANTIZED, base.dequantized)
             add_adapters(base, job.spec, dropout, recompute=layout.recompute)
             _say_loaded(job, base, log)
         with phase("data", self.log, self.pulse):

@@ -20,6 +20,7 @@ from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec, Memory
 from qlora_engine.training import checkpoint, choices
 from qlora_engine.training.choices import Choices
+from qlora_engine.training.device import on_cpu
 from qlora_engine.training.measured import Measured
 from qlora_engine.training.results import StartedMicroBatch
 from qlora_engine.training.resume import Checkpoints
@@ -28,6 +29,7 @@ from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.stop import StopRequest
 from qlora_engine.training.targets import Targets
 from support import tiny
+from support.foreground import digest
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +60,21 @@ class Run:
         self.job = ResolvedJob(spec=spec, model_path=str(model), data=check_folder(data, spec))
         self.job.store(self.folder.spec)
 
-    def go(self, attempt: int = 0, known: Measured | None = None, **changed: Any) -> Outcome:
-        """One process's part, with some of the job's keys changed."""
+    def go(
+        self, attempt: int = 0, known: Measured | None = None, stop_at: Event | None = None, **changed: Any
+    ) -> Outcome:
+        """One process's part, with some of the job's keys changed; it may be asked to stop at an event like this."""
         self.events.clear()
         self.stop = StopRequest()
         job = self.job.model_copy(update={"spec": self.job.spec.model_copy(update=changed)})
-        quiet = EventLog([])
-        log = EventLog([self.events.append])
-        return train(job, self.folder, attempt=attempt, log=log, metrics=quiet, stop=self.stop, known=known)
+
+        def stop_there(event: Event) -> None:
+            if stop_at is not None and stop_at.items() <= event.items():
+                self.stop.request("the test")
+
+        metrics = EventLog([stop_there])
+        log = EventLog([self.events.append, stop_there])
+        return train(job, self.folder, attempt=attempt, log=log, metrics=metrics, stop=self.stop, known=known)
 
     def said(self, name: str) -> list[Event]:
         return [event for event in self.events if event["event"] == name]
@@ -226,6 +235,25 @@ def test_a_run_that_is_short_of_memory_recomputes_layers_and_learns_the_same(
     for name, array in plain.adapters.items():
         np.testing.assert_allclose(np.array(again.adapters[name]), np.array(array), atol=1e-5, err_msg=name)
     assert json.loads(run.folder.runtime.read_bytes())["chosen"]["recomputed"] == 2
+
+
+@pytest.mark.skipif(not on_cpu(), reason="elsewhere weights stay quantized")
+@pytest.mark.parametrize("fitted", [True, False])
+def test_a_resumed_run_has_the_weights_in_the_form_that_it_began_with(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, fitted: bool
+) -> None:
+    """Another program may take or free memory between two processes of a run; the run must not come out otherwise."""
+    fits = [fitted]
+    monkeypatch.setattr("qlora_engine.training.model._fits_dequantized", lambda _: fits[-1])
+    undisturbed = Run(tmp_path / "undisturbed", model, data)
+    assert undisturbed.go() is Outcome.DONE
+    run = Run(tmp_path / "run", model, data)
+    assert run.go(stop_at={"event": "training.step", "step": 5}) is Outcome.STOPPED
+    fits.append(not fitted)
+    assert run.go() is Outcome.DONE
+    assert run.said("training.resumed")
+    assert [event["dequantized"] for event in run.said("model.loaded")] == [fitted]
+    assert digest(run.folder.path) == digest(undisturbed.folder.path)
 
 
 def test_training_begins_with_an_empty_reserve(
