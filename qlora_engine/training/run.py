@@ -134,7 +134,8 @@ class _Run:
                     return self._say_stopped(progress)
         masters = tensor_file.on_host(flat(checkpoints.step.masters))
         adapters = save_adapters(self.run.adapters, masters, self.job)
-        self._sample(checkpoints.step, base, prompts, "after")
+        if not self._sample(checkpoints.step, base, prompts, "after"):
+            return self._say_stopped(progress)
         self.log.emit(
             "training.done",
             step=progress.step,
@@ -211,10 +212,14 @@ class _Run:
 
     def _sample(
         self, step: TrainingStep, base: Base, prompts: list[samples.Prompt], when: Literal["before", "after"]
-    ) -> None:
-        if prompts:
-            with phase("sample", self.log, self.pulse):
-                samples.answer(step.sync_model(), base.tokenizer, prompts, stop=self.stop, when=when, log=self.log)
+    ) -> bool:
+        """Ask what there is to be asked; False if a stop was asked for midway."""
+        if not prompts:
+            return True
+        with phase("sample", self.log, self.pulse):
+            model = step.sync_model()
+            answers = samples.answer(model, base.tokenizer, prompts, stop=self.stop, when=when, log=self.log)
+        return answers is not None
 
     def _say_stopped(self, progress: Progress) -> Outcome:
         self.log.emit("training.stopped", step=progress.step)

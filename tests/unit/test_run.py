@@ -183,6 +183,25 @@ def test_early_stopping_ends_the_run_with_the_best(tmp_path: Path, model: Path, 
     assert (run.done["step"], run.done["kept_step"]) == (best + 4, best)
 
 
+def test_a_stop_while_the_model_answers_at_the_end_loses_no_answer(tmp_path: Path, model: Path, data: Path) -> None:
+    """A run that says it is done is asked nothing any more, and its report compares before and after."""
+    keys = {"iters": 2, "steps_per_eval": 100, "samples": 2, "test": True}
+    undisturbed = Run(tmp_path / "undisturbed", model, data, **keys)
+    assert undisturbed.go() is Outcome.DONE
+    run = Run(tmp_path / "run", model, data, **keys)
+    assert run.go(stop_at={"event": "sample.answered", "when": "after"}) is Outcome.STOPPED
+    assert run.events[-1]["event"] == "training.stopped"
+    assert run.go() is Outcome.DONE
+    assert answers_after(run) == answers_after(undisturbed)
+    assert digest(run.folder.path) == digest(undisturbed.folder.path)
+
+
+def answers_after(run: Run) -> list[tuple[str, str]]:
+    answered = [event for event in run.said("sample.answered") if event["when"] == "after"]
+    assert len(answered) == 2
+    return [(event["prompt"], event["answer"]) for event in answered]
+
+
 def change_data(folder: Path, data: Path) -> Path:
     shutil.copytree(data, folder)
     return folder
