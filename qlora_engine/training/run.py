@@ -39,7 +39,7 @@ from qlora_engine.training.token_cache import TokenCache
 from qlora_engine.training.trainer import Trainer
 from qlora_engine.training.tree import flat
 
-DEQUANTIZED = "dequantized"  # among what was chosen: whether quantized weights were made float32, for the CPU
+FORM = "form"  # among what was chosen: whether the model's quantized weights were made float32, for the CPU
 HURRY_SECONDS = 1.0  # that services have to take the last reports when training was asked to stop
 
 
@@ -156,10 +156,7 @@ class _Run:
         limits = memory.set_limits(job.spec.memory, log, self.memory_share)
         dropout = DropoutKey()
         with phase("load", self.log, self.pulse):
-            # What fits into memory now need not have fitted when the run began, and the two forms round otherwise.
-            base = load_base(job, dequantize=found.chosen.get(DEQUANTIZED))
-            if found.backend == "cpu" and base.bits is not None and DEQUANTIZED not in found.chosen:
-                found = runtime.record(self.run, found, DEQUANTIZED, base.dequantized)
+            found, base = self._load(found)
             add_adapters(base, job.spec, dropout, recompute=layout.recompute)
             _say_loaded(job, base, log)
         with phase("data", self.log, self.pulse):
@@ -202,6 +199,19 @@ class _Run:
             trainer, data.documents, checkpoints.save, checkpoints.poll, checkpoints.settle, checkpoints.roll_back
         )
         return base, checkpoints, loop, prompts
+
+    def _load(self, found: Runtime) -> tuple[Runtime, Base]:
+        """The base model, on the CPU in the form that the run began with.
+
+        What fits into memory as float32 now need not have fitted then, and the two forms round otherwise.
+        """
+        model = self.job.model_path or self.job.spec.model
+        form = found.chosen.get(FORM, {})
+        known = form.get("model") == model  # a run that starts over may have another one, of another size
+        base = load_base(self.job, dequantize=form["dequantized"] if known else None)
+        if found.backend == "cpu" and base.bits is not None and not known:
+            found = runtime.record(self.run, found, FORM, {"model": model, "dequantized": base.dequantized})
+        return found, base
 
     def _choose(self, checkpoints: Checkpoints, progress: Progress) -> int:
         """Put the weights that are the result into the step; the step that they stand at."""

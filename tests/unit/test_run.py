@@ -275,6 +275,20 @@ def test_a_resumed_run_has_the_weights_in_the_form_that_it_began_with(
     assert digest(run.folder.path) == digest(undisturbed.folder.path)
 
 
+@pytest.mark.skipif(not on_cpu(), reason="elsewhere weights stay quantized")
+def test_a_run_that_starts_over_with_another_model_asks_anew_whether_it_fits(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a small model took as float32 says nothing about a large one."""
+    run = Run(tmp_path / "run", model, data, iters=2)
+    assert run.go() is Outcome.DONE
+    monkeypatch.setattr("qlora_engine.training.model._fits_dequantized", lambda _: False)
+    other = Run(tmp_path / "run", tiny.make_model(tmp_path / "large", layers=2), data, iters=2, on_change="restart")
+    assert other.go() is Outcome.DONE
+    assert other.said("training.restarted")
+    assert [event["dequantized"] for event in other.said("model.loaded")] == [False]
+
+
 def test_training_begins_with_an_empty_reserve(
     tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
