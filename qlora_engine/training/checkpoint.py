@@ -20,6 +20,7 @@ from qlora_engine.training import tensor_file
 FORMAT = 2
 ARRAYS, STATE, MANIFEST = "state.safetensors", "trainer.json", "manifest.json"
 KEEP = 3
+REPLACED = f"{durable.TEMPORARY}replaced-"  # what the name of a checkpoint begins with while another takes its place
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def save(folder: Path, step: int, arrays: tensor_file.Arrays, trainer: Mapping[s
         files = {ARRAYS: {"bytes": size, "sha256": sha256}, STATE: _describe(temporary / STATE)}
         durable.write_json(temporary / MANIFEST, _manifest(step, files))
         durable.sync_folder(temporary)
-        replaced = folder / f"{durable.TEMPORARY}replaced"
+        replaced = folder / f"{REPLACED}{target.name}"
         if target.exists():  # damaged and passed over, or saved again after a validation
             shutil.rmtree(replaced, ignore_errors=True)
             target.rename(replaced)
@@ -139,7 +140,14 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a killed process left of checkpoints that it had not finished."""
+    """Remove what a killed process left of checkpoints that it had not finished.
+
+    One that was to be replaced, and was not yet, gets its name back: a rollback may have left no other.
+    """
+    for replaced in folder.glob(f"{REPLACED}*"):
+        target = folder / replaced.name.removeprefix(REPLACED)
+        if not target.exists():
+            durable.move(replaced, target)
     for left in folder.glob(f"{durable.TEMPORARY}*"):
         shutil.rmtree(left, ignore_errors=True)
 

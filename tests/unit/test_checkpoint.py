@@ -146,6 +146,25 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path: Pa
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-000004", "step-000008"]
 
 
+def test_a_kill_between_two_checkpoints_of_one_step_leaves_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a rollback there may be no other, and a run of days would begin again."""
+    save(tmp_path, 4)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(durable, "move", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 4)
+    assert find(tmp_path) == (None, [])
+    monkeypatch.undo()
+    checkpoint.tidy(tmp_path)
+    assert find(tmp_path) == (4, [])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-000004"]
+
+
 def test_unfinished_folders_and_strangers_are_not_seen(tmp_path: Path) -> None:
     """A name is given only to what is complete."""
     save(tmp_path, 4)
