@@ -124,6 +124,8 @@ def in_terminal(
     """Run `qlora` with these arguments in a terminal of its own."""
     master, keyboard = os.openpty()
     set_size(master, columns, lines)
+    # A terminal says how large it is; what runs the tests in parallel says it of its own, for all that it starts.
+    environment = {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, *arguments],
         stdin=keyboard,
