@@ -31,6 +31,7 @@ from qlora_engine.training.runtime import Runtime
 from qlora_engine.training.step import TrainingStep
 
 MARGIN = 1.08  # between the estimate and the limit
+OF_A_MODEL = ("products", "recomputed", "siblings", "kernels", "packing")
 ROOM = 0.8  # of the memory that training may use, to which dequantized weights may fill it
 
 
@@ -53,8 +54,11 @@ class Choices:
         """Have the base model multiply in the ways that are fastest here; on the CPU its weights are float32."""
         kind = activation_type(base.model)
         if "products" in found.chosen:
-            frozen_choice.apply(base.model, frozen_choice.Choice.of(found.chosen["products"]), kind)
-            return found
+            choice = frozen_choice.Choice.of(found.chosen["products"])
+            if choice.is_for(base.model):
+                frozen_choice.apply(base.model, choice, kind)
+                return found
+            found = runtime.forget(self.run, found, OF_A_MODEL)  # the run starts over with another
         if found.backend == "cpu" or not quantized_layers(base.model):
             return found
         rows = self._usual_rows(plan)

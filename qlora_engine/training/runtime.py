@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -94,6 +95,16 @@ def recorded(run: RunFolder, name: str) -> Any:
 
 def record(run: RunFolder, found: Runtime, name: str, value: Any) -> Runtime:
     """Write a choice down, before anything is trained with it, so that a resumed run makes the same."""
-    found = replace(found, chosen={**found.chosen, name: value})
-    durable.write_json(run.runtime, {"format": RUNTIME.current, **asdict(found)})
-    return found
+    return _with_chosen(run, found, {**found.chosen, name: value})
+
+
+def forget(run: RunFolder, found: Runtime, names: Collection[str]) -> Runtime:
+    """Take choices back, which were another model's."""
+    return _with_chosen(run, found, {name: value for name, value in found.chosen.items() if name not in names})
+
+
+def _with_chosen(run: RunFolder, found: Runtime, chosen: dict[str, Any]) -> Runtime:
+    """Written down beside what the run found at its first start."""
+    then = json.loads(run.runtime.read_bytes())
+    durable.write_json(run.runtime, {**then, "format": RUNTIME.current, "chosen": chosen})
+    return replace(found, chosen=chosen)

@@ -26,7 +26,7 @@ from qlora_engine.training.measured import Measured
 from qlora_engine.training.memory import Limits
 from qlora_engine.training.model import Base, add_adapters, load_folder
 from qlora_engine.training.recompute import checkpoint_layers
-from qlora_engine.training.runtime import Runtime, settle
+from qlora_engine.training.runtime import Runtime, record, settle
 from qlora_engine.training.targets import Targets
 from support import tiny
 from support.small import training_step
@@ -97,6 +97,25 @@ def test_a_run_multiplies_as_it_found_fastest_and_again_so_when_resumed(
     assert ways_of(resumed.base.model) == ways_of(first.base.model)
     other = OnAGpu(tmp_path / "other", model, limit).settle()  # remembered on this machine
     assert other.events[0]["seconds"] == event["seconds"]
+
+
+def test_another_model_is_measured_anew(tmp_path: Path, model: Path) -> None:
+    """`on_change: restart` starts over in the same folder; a large one kept as a small one was would find no memory."""
+    OnAGpu(tmp_path / "run", model, 16 * GIGA).settle()
+    other = OnAGpu(tmp_path / "run", tiny.make_model(tmp_path / "other", hidden=32), 1000)
+    other.found = record(other.run, other.found, "packing", {})
+    other.settle()
+    (event,) = other.events
+    assert (event["event"], event["kept"]) == ("products.chosen", False)
+    assert set(json.loads(other.run.runtime.read_bytes())["chosen"]) == {"products"}
+
+
+def test_a_choice_leaves_what_the_run_began_with(tmp_path: Path, model: Path) -> None:
+    """Later starts are compared with the first, not with the last that chose something."""
+    run = OnAGpu(tmp_path / "run", model, GIGA)
+    later = replace(run.found, versions=run.found.versions | {"mlx": "another"})
+    record(run.run, later, "packing", {})
+    assert json.loads(run.run.runtime.read_bytes())["versions"] == run.found.versions
 
 
 def test_whether_layers_compute_as_one_is_measured_once(
