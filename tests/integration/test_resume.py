@@ -113,7 +113,7 @@ def test_a_second_signal_ends_training_in_the_middle_of_a_micro_batch(slow_job: 
 
 
 def test_a_stop_while_the_model_answers_waits_for_no_answer(job_file: Path) -> None:
-    """Before training there is nothing to lose; after it the result is there, and the run is done."""
+    """Before training there is nothing to lose; after it the result is there, and the next start gives the answers."""
     keys = json.loads(job_file.read_text()) | {"samples": 20, "iters": 6, "val_batches": 0}
     file, run = tiny.write_job(job_file.parent / "asked.yaml", keys), job_file.parent / "asked"
     with Engine(file, run) as engine:
@@ -125,11 +125,19 @@ def test_a_stop_while_the_model_answers_waits_for_no_answer(job_file: Path) -> N
         engine.wait_for("phase.ended", phase="train")
         engine.wait_for("phase.started", phase="sample")
         engine.process.send_signal(signal.SIGTERM)
+        assert engine.end() == 75
+    assert len(asked(run, "after")) < 5
+    assert (run / "adapters" / "adapters.safetensors").exists()
+    assert not foreground.events(run, "training.done")
+    with Engine(file, run) as engine:
         assert engine.end() == 0
     assert len(foreground.events(run, "training.done")) == 1
-    after = [event for event in foreground.events(run, "sample.answered") if event["when"] == "after"]
-    assert len(after) < 5
-    assert (run / "adapters" / "adapters.safetensors").exists()
+    assert set(asked(run, "after")) == set(asked(run, "before"))
+
+
+def asked(run: Path, when: str) -> list[str]:
+    """The prompts that the model has answered before or after training."""
+    return [event["prompt"] for event in foreground.events(run, "sample.answered") if event["when"] == when]
 
 
 def test_a_changed_job_is_not_resumed(job_file: Path, undisturbed: Path, tmp_path: Path) -> None:
