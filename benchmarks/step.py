@@ -107,6 +107,7 @@ def prepared(arguments: argparse.Namespace) -> tuple[TrainingStep, Targets]:
     dropout = DropoutKey()
     step = TrainingStep(
         model, optim.AdamW(1e-5), activations=activation_type(model), dropout=dropout, compiled=not on_cpu(),
+        joining="gradients" in arguments.kernels,
     )  # fmt: skip
     shape = (arguments.rows, arguments.width + 1)
     return step, Targets.of(

@@ -322,7 +322,8 @@ EVENTS: dict[str, EventType] = {
     "kernels.chosen": EventType(
         "What is computed by CUDA kernels of the engine's own rather than MLX's.",
         {
-            "names": "of those that agree and are faster: rotary (embedding), norms, gated (parts), siblings, adapters",
+            "names": "of those that agree and are faster: rotary (embedding), norms, gated (parts), siblings, "
+            "adapters, gradients (joined)",
             "seconds": "measured by name: MLX's and ours, forward and backward, of what one layer computes or more",
             "rows": "positions of a usual micro-batch, for which they were measured",
         },

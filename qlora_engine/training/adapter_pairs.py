@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 from mlx import nn
 
+from qlora_engine.training import join_kernel
 from qlora_engine.training.adapter_products import UPRIGHT, ByKernels, InBlocks, Matrices, Products
 from qlora_engine.training.cuda import EIGHT, Compared, Pair, has_tensor_cores
 from qlora_engine.training.lowrank import LowRank
@@ -104,6 +106,24 @@ def _drawn(member: LowRank, kind: mx.Dtype, seed: int) -> Matrices:
     shapes = (member.lora_a.shape, member.lora_b.shape)
     a, b = (mx.random.normal(shape, scale=shape[0] ** -0.5, key=mx.random.key(seed)).astype(kind) for shape in shapes)
     return a, b
+
+
+def pair_of_joining(model: nn.Module, _rows: int, kind: mx.Dtype) -> Pair | None:
+    """The kernel that joins the gradients of all A matrices; None where nothing would use it."""
+    sizes = [sum(member.lora_a.size for member in members) for members, _ in _adapters(model)]
+    if not sizes or not join_kernel.can_join(sizes):
+        return None
+    starts = list(itertools.accumulate(sizes, initial=0))
+
+    def compared(join: Callable[[list[mx.array]], mx.array]) -> Compared:
+        def joined(x: mx.array, _cotangent: mx.array) -> list[mx.array]:
+            return [x, join([x[start:end] for start, end in itertools.pairwise(starts)])]
+
+        return joined
+
+    x = mx.random.normal((starts[-1],), key=mx.random.key(0)).astype(kind)
+    theirs = compared(lambda arrays: mx.concatenate(arrays).astype(mx.float32))
+    return Pair(theirs, compared(join_kernel.join), x, x[:1])
 
 
 def use_for_products(model: nn.Module) -> int:

@@ -123,17 +123,20 @@ class Choices:
         self.log.emit("siblings.chosen", together=chosen, seconds_apart=apart, seconds_together=together, rows=rows)
         return runtime.record(self.run, found, "siblings", chosen)
 
-    def kernels(self, found: Runtime, base: Base, plan: Plan) -> Runtime:
+    def kernels(self, found: Runtime, base: Base, plan: Plan) -> tuple[Runtime, list[str]]:
         """Have kernels of our own compute what they compute sooner than MLX's; there are some on CUDA.
 
         Not where memory is short, which was not measured with them, and not in a short run, which is over before they
         are compiled. A run that was laid out before there were any goes on without; so does one on another backend.
+
+        Returns:
+            What was found, and the names of those that are used.
         """
         before = found.chosen.get("kernels")
         short = recomputes(base.model) or self.spec.memory.limit_gb is not None
         fresh = "packing" not in found.chosen and plan.steps >= own_kernels.LONG_ENOUGH
         if found.backend != "cuda" or short or not (before or fresh):
-            return found
+            return found, []
         kind, rows = activation_type(base.model), self._rows_to_measure(plan)
         timings: own_kernels.Timings = {}
 
@@ -158,7 +161,7 @@ class Choices:
         elif chosen != before:
             self.log.emit("environment.changed", name="kernels", then=before, now=chosen)
         own_kernels.use(base.model, chosen, packing_choice.widest_row(plan, found.backend))
-        return found
+        return found, chosen
 
     def packing(self, found: Runtime, base: Base, plan: Plan, step: TrainingStep) -> tuple[Runtime, Packing]:
         """How documents are laid out in rows."""

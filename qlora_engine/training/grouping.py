@@ -12,6 +12,8 @@ import mlx.optimizers as optim
 from mlx import nn
 from mlx.utils import tree_map, tree_map_with_path, tree_unflatten
 
+from qlora_engine.training import join_kernel
+from qlora_engine.training.cuda import KINDS
 from qlora_engine.training.device import on_cpu
 from qlora_engine.training.lowrank import LowRank
 from qlora_engine.training.recompute import recomputes
@@ -37,10 +39,13 @@ class Grouping:
     Args:
         model: everything but its trainable parameters is frozen.
         activations: the type that adapters are computed in.
+        joining: gradients are joined by a kernel of our own where it can.
     """
 
-    def __init__(self, model: nn.Module, optimizer: optim.Optimizer, activations: mx.Dtype) -> None:
-        self._model = model
+    def __init__(
+        self, model: nn.Module, optimizer: optim.Optimizer, activations: mx.Dtype, *, joining: bool = False
+    ) -> None:
+        self._model, self._joining = model, joining
         trainable = model.trainable_parameters()
         self._paths: Tree = tree_map_with_path(lambda path, _: path, trainable)
         self._low_rank = {name: m for name, m in model.named_modules() if isinstance(m, LowRank)}
@@ -93,9 +98,16 @@ class Grouping:
         """Of the vectors, float32, from those of the pieces."""
         made = {}
         for key, group in self.groups.items():
-            vector = group.join_pieces(pieces).astype(mx.float32)
+            vector = self._joined(group, pieces)
             made[key] = vector * group.factor if group.factor != 1.0 else vector
         return made
+
+    def _joined(self, group: Group, pieces: Mapping[str, mx.array]) -> mx.array:
+        arrays = [pieces[piece.path] for piece in group.pieces]
+        ours = self._joining and group.joined and group.kind in KINDS
+        if ours and join_kernel.can_join([array.size for array in arrays]):
+            return join_kernel.join(arrays)
+        return group.join_pieces(pieces).astype(mx.float32)
 
     def place(self, pieces: Mapping[str, mx.array]) -> None:
         """Have the model compute with these pieces; within `placing`."""

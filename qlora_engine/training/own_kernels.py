@@ -21,6 +21,7 @@ PAIRS: dict[str, Callable[[nn.Module, int, mx.Dtype], Pair | None]] = {
     "gated": gated.pair,
     "siblings": adapter_pairs.pair_of_blocks,
     "adapters": adapter_pairs.pair_of_products,
+    "gradients": adapter_pairs.pair_of_joining,
 }
 Timings = dict[str, tuple[float, float]]
 Failed = Callable[[str, str], object]  # told a name and why
@@ -71,7 +72,7 @@ def faster(timings: Timings) -> list[str]:
 
 
 def use(model: nn.Module, names: Collection[str], longest: int) -> None:
-    """Have a model use them.
+    """Have a model use them, but for what joins gradients, which is the training step's.
 
     Args:
         longest: positions of a row.

@@ -171,8 +171,8 @@ class _Run:
             found = choices.products(found, base, plan, limits)
             found = choices.recomputation(found, base, plan, limits)
             found = choices.siblings(found, base, plan)
-            found = choices.kernels(found, base, plan)
-            step = _step(job, base, dropout, compiled=found.compiled)
+            found, kernels = choices.kernels(found, base, plan)
+            step = _step(job, base, dropout, compiled=found.compiled, joining="gradients" in kernels)
             found, packing = choices.packing(found, base, plan, step)
             # Of buffers as large as weights, which no batch asks for, the reserve would be full.
             mx.clear_cache()
@@ -246,7 +246,7 @@ def check_learned(progress: Progress) -> None:
         )
 
 
-def _step(job: ResolvedJob, base: Base, dropout: DropoutKey, *, compiled: bool) -> TrainingStep:
+def _step(job: ResolvedJob, base: Base, dropout: DropoutKey, *, compiled: bool, joining: bool) -> TrainingStep:
     spec = job.spec
     return TrainingStep(
         base.model,
@@ -257,6 +257,7 @@ def _step(job: ResolvedJob, base: Base, dropout: DropoutKey, *, compiled: bool) 
         max_loss=spec.max_loss,
         lora_plus_ratio=spec.lora_plus_ratio,
         compiled=compiled,
+        joining=joining,
     )
 
 

@@ -45,6 +45,7 @@ class TrainingStep:
         max_loss: largest mean loss of a micro-batch, nats.
         lora_plus_ratio: learning rate of B matrices over that of the rest (LoRA+; Hayou et al. 2024), or None.
         compiled: let MLX compile the two functions, which fuses their small operations on a GPU.
+        joining: gradients are joined by a kernel of our own, on CUDA.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class TrainingStep:
         max_loss: float = MAX_LOSS,
         lora_plus_ratio: float | None = None,
         compiled: bool,
+        joining: bool = False,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self._head = Head(model)
-        self._grouping = Grouping(model, optimizer, activations)
+        self._grouping = Grouping(model, optimizer, activations, joining=joining)
         trainable = tree_map(lambda p: p.astype(mx.float32), model.trainable_parameters())
         self._masters = self._grouping.join(trainable)
         optimizer.init(self._masters)

@@ -15,6 +15,7 @@ from qlora_engine.training.adapter_kernels import MULTIPLY
 from qlora_engine.training.cuda import Kernel
 
 AXES = 8
+C_TYPES = {"float16": "_Float16", "float32": "float", "uint32": "uint32_t"}
 
 SHIM = r"""
 #include <algorithm>
@@ -34,6 +35,7 @@ SHIM = r"""
 
 struct uint4 { uint32_t x, y, z, w; };
 struct float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
 struct Index { uint32_t x = 0, y = 0, z = 0; };
 static float2 make_float2(float x, float y) { return {x, y}; }
 static float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
@@ -99,16 +101,17 @@ def run(
     shapes: Sequence[tuple[int, ...]],
     constants: dict[str, int],
     folder: Path,
+    kind: type[np.floating] = np.float16,
 ) -> list[np.ndarray]:
-    """The outputs of a kernel, float16 like its first input.
+    """The outputs of a kernel, of one type.
 
     Args:
         threads: in all; a last block that is not full runs whole, as on a GPU.
         folder: to compile in.
     """
-    library = _compiled(kernel, [array.dtype for array in inputs], constants, folder)
+    library = _compiled(kernel, [array.dtype for array in inputs], np.dtype(kind), constants, folder)
     inputs = [_at_an_edge(array) if array.flags.c_contiguous else array for array in inputs]
-    made = [_at_an_edge(np.zeros(shape, np.float16)) for shape in shapes]
+    made = [_at_an_edge(np.zeros(shape, kind)) for shape in shapes]
     arguments = [array.ctypes.data_as(ctypes.c_void_p) for array in (*inputs, *made)]
     for array in inputs:
         axes = array.shape + (0,) * (AXES - array.ndim)
@@ -130,11 +133,13 @@ def _at_an_edge(array: np.ndarray) -> np.ndarray:
     return made
 
 
-def _compiled(kernel: Kernel, kinds: Sequence[np.dtype], constants: dict[str, int], folder: Path) -> ctypes.CDLL:
+def _compiled(
+    kernel: Kernel, kinds: Sequence[np.dtype], kind: np.dtype, constants: dict[str, int], folder: Path
+) -> ctypes.CDLL:
     """A library with one function: launch(blocks, threads of a block, inputs, outputs, shape and strides of inputs)."""
-    types = [{"float16": "_Float16", "float32": "float", "uint32": "uint32_t"}[str(kind)] for kind in kinds]
+    types = [C_TYPES[str(kind)] for kind in kinds]
     pointers = [f"const {kind}* {name}" for kind, name in zip(types, kernel.inputs, strict=True)]
-    pointers += [f"_Float16* {name}" for name in kernel.outputs]
+    pointers += [f"{C_TYPES[str(kind)]}* {name}" for name in kernel.outputs]
     shapes = [f"{name}_{what}" for name in kernel.inputs for what in ("shape", "strides")]
     axes = [f"const {'Shape' if name.endswith('shape') else 'Strides'}& {name}" for name in shapes]
     parameters, given = ", ".join([*pointers, *axes]), ", ".join([*kernel.inputs, *kernel.outputs, *shapes])
@@ -142,7 +147,8 @@ def _compiled(kernel: Kernel, kinds: Sequence[np.dtype], constants: dict[str, in
     source = f"""{SHIM}
 {kernel.header.replace(MULTIPLY, MULTIPLY_ON_CPU)}
 namespace mlx::core::cu {{
-using T = _Float16;
+using T = {C_TYPES[str(kind)]};
+using Narrow = _Float16;
 {known}
 static void kernel({parameters}) {{
 {kernel.source}

@@ -113,8 +113,9 @@ def lora_model(*, dropout: float = 0.0, source: DropoutKey | None = None, **opti
 
 
 def training_step(model: nn.Module, *, dropout: DropoutKey | None = None, **keys: Any) -> TrainingStep:
-    """A training step; `keys` are those of a job file, and `activations` and `compiled`."""
+    """A training step; `keys` are those of a job file, and `activations`, `compiled`, `joining`."""
     activations, compiled = keys.pop("activations", mx.float32), keys.pop("compiled", False)
+    joining = keys.pop("joining", False)
     spec = JobSpec(**{"learning_rate": 1e-3, **keys})
     return TrainingStep(
         model,
@@ -125,6 +126,7 @@ def training_step(model: nn.Module, *, dropout: DropoutKey | None = None, **keys
         max_loss=spec.max_loss,
         lora_plus_ratio=spec.lora_plus_ratio,
         compiled=compiled,
+        joining=joining,
     )
 
 

@@ -19,6 +19,8 @@ from qlora_engine.training import (
     cuda,
     gated,
     gated_kernels,
+    grouping,
+    join_kernel,
     norms,
     own_kernels,
     rotary,
@@ -31,6 +33,7 @@ from qlora_engine.training.recompute import checkpoint_layers
 from qlora_engine.training.siblings import bring_together, groups_of
 from qlora_engine.training.targets import Targets
 from support.cuda_on_cpu import run
+from support.kernel_stand_ins import stand_in
 from support.small import assert_close, batch, llama_model, masters, training_step, window_gradients, with_adapters
 
 DRAW = np.random.default_rng(0)
@@ -129,62 +132,18 @@ def test_blocks_of_siblings(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again, b)
 
 
-def stand_in(kernel: cuda.Kernel, inputs: list[mx.array], *, constants: Any = (), **kwargs: Any) -> list[mx.array]:
-    """What a kernel gives, computed by MLX: the sources are tested above, here how models use them."""
-    known = dict(constants)
-    if kernel is rotary.TURN:
-        x, angles = inputs
-        (one, other), (cosine, sine) = mx.split(x, 2, axis=-1), mx.split(angles[: x.shape[2]], 2, axis=-1)
-        both = mx.concatenate([one * cosine - other * sine, one * sine + other * cosine], axis=-1)
-        return [both.transpose(0, 2, 1, 3)]
-    if kernel is norms.BACK:
-        x, weight, cotangent = inputs
-        (eps,) = struct.unpack("f", struct.pack("i", known["EPS"]))
-        return mx.vjp(lambda x: mx.fast.rms_norm(x, weight, eps), [x], [cotangent])[1]
-    if kernel in (block_kernels.SPREAD, block_kernels.GATHER):
-        of_all, whose = inputs
-        mine = whose[:, None] == mx.arange(known["MEMBERS"])
-        if kernel is block_kernels.SPREAD:
-            return [(of_all[:, None] * mine[..., None]).reshape(len(of_all), -1)]
-        return [(of_all.reshape(len(of_all), known["MEMBERS"], -1) * mine[..., None]).sum(axis=1)]
-    if kernel in (adapter_kernels.INNER, adapter_kernels.OUTER, adapter_kernels.ADD):
-        several = [inputs[:3], inputs[3:]] if kernel is adapter_kernels.OUTER else [inputs]
-        made = [_adapter_product(kernel, mine) for mine in several]
-        return [array.reshape(shape) for array, shape in zip(made, kwargs["shapes"], strict=True)]
-    (product,), (gradient,) = mx.vjp(_plain, [inputs[0]], [inputs[-1] if len(inputs) > 1 else _plain(inputs[0])])
-    return [product] if kernel is gated_kernels.FORWARD else [gradient, product]
-
-
-def _adapter_product(kernel: cuda.Kernel, inputs: list[mx.array]) -> mx.array:
-    *arrays, layout = inputs
-    count, rank = layout.shape
-    starts = np.array(layout)[1:, 0].tolist()  # but the first, at which nothing is split
-
-    def apart(w: mx.array) -> list[mx.array]:
-        return [part.reshape(rank, -1) for part in mx.split(w.reshape(-1), [rank * start for start in starts])]
-
-    def columns(x: mx.array) -> list[mx.array]:
-        return mx.split(x, starts, axis=1)
-
-    def of_ranks(inner: mx.array) -> list[mx.array]:
-        return mx.split(inner, count, axis=1)
-
-    if kernel is adapter_kernels.INNER:
-        x, w = arrays
-        made = mx.concatenate([mine @ w.T for mine, w in zip(columns(x), apart(w), strict=True)], axis=1)
-    elif kernel is adapter_kernels.OUTER:
-        inner, x = arrays
-        pairs = zip(of_ranks(inner), columns(x), strict=True)
-        made = mx.concatenate([(mine.T @ of_x).reshape(-1) for mine, of_x in pairs])
-    else:
-        y, inner, w = arrays
-        made = y + mx.concatenate([mine @ w for mine, w in zip(of_ranks(inner), apart(w), strict=True)], axis=1)
-    return made
-
-
-def _plain(both: mx.array) -> mx.array:
-    gate, up = mx.split(both, 2, axis=-1)
-    return gate * mx.sigmoid(gate) * up
+def test_gradients_joined(tmp_path: Path) -> None:
+    """Of as many sizes as there are, in their order; a last block has some to spare."""
+    arrays = [drawn(size) for size in (64, 192, 64, 128)]
+    starts = np.cumsum([0, *map(len, arrays)]).astype(np.uint32)
+    (found,) = run(
+        join_kernel.kernel_for(4), [*arrays, starts], threads=int(starts[-1]) // 8, block=BLOCK,
+        shapes=[(int(starts[-1]),)], constants={"COUNT": 4}, folder=tmp_path, kind=np.float32,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found, np.concatenate(arrays).astype(np.float32))
+    assert join_kernel.can_join([64, 128])
+    assert not join_kernel.can_join([64, 100])
+    assert not join_kernel.can_join([64] * 1000)
 
 
 @pytest.fixture
@@ -193,7 +152,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda.Kernel, "__call__", stand_in)
     monkeypatch.setattr(gated, "on_cpu", lambda: False)
     monkeypatch.setattr(adapter_pairs, "has_tensor_cores", lambda: True)
-    for module in (rotary, norms, own_kernels, siblings):
+    for module in (rotary, norms, own_kernels, siblings, grouping):
         monkeypatch.setattr(module, "KINDS", (mx.float32,))
 
 
@@ -201,7 +160,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize(
-    "names", [[], ["rotary"], ["norms"], ["gated"], ["siblings"], ["adapters"], list(own_kernels.PAIRS)]
+    "names", [[], ["rotary"], ["norms"], ["gated"], ["siblings"], ["adapters"], ["gradients"], list(own_kernels.PAIRS)]
 )
 def test_a_model_that_uses_them_learns_the_same(names: list[str], together: bool, recomputed: bool) -> None:
     """Each by itself and all of them: loss and every gradient."""
@@ -216,7 +175,7 @@ def test_a_model_that_uses_them_learns_the_same(names: list[str], together: bool
         if recomputed:
             checkpoint_layers(model.layers)
         model.train()
-        step = training_step(model)
+        step = training_step(model, joining="gradients" in chosen)
         loss = step.micro_batch(Targets.of(*batch(4, 12)), mx.random.key(0)).loss
         gradients = window_gradients(step)
         step.update()
