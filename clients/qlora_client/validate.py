@@ -16,7 +16,7 @@ from qlora_client.api import job_file_in
 from qlora_client.failures import report
 from qlora_client.home import expanded
 from qlora_engine import blas
-from qlora_engine.job.errors import Exit, JobRejected, SystemRefused
+from qlora_engine.job.errors import Exit, SystemRefused
 from qlora_engine.job.members import ResolvedSweep
 from qlora_engine.job.resolved import AnyResolved, ResolvedFuse, ResolvedJob
 from qlora_engine.job.survey import Survey
@@ -94,7 +94,7 @@ def show(verdict: Verdict, console: Console) -> None:
         _show_sweep(verdict.sweep, console)
         return
     if verdict.job is None:
-        report(JobRejected(verdict.what or "It is not a job.", where=verdict.where, remedy=verdict.remedy))
+        report(verdict.as_error())
         return
     survey = verdict.survey or Survey()
     console.print(_view(verdict.job, survey))

@@ -161,8 +161,7 @@ def _message(claim: Claim, verdict: Verdict) -> Examined:
         return Examined(claim.key, verdict.sweep)
     if verdict.job is not None:
         return Examined(claim.key, verdict.job, verdict.survey)
-    what = verdict.what or "It is not a job."
-    return Examined(claim.key, JobRejected(what, where=verdict.where, remedy=verdict.remedy))
+    return Examined(claim.key, verdict.as_error())
 
 
 def _took_too_long(claim: Claim, seconds: float) -> JobRejected:

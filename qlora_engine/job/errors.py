@@ -68,6 +68,16 @@ class QloradError(Exception):
         }
 
 
+def kind_named(name: str | None) -> type[QloradError]:
+    """The class that an answer of another process names; `JobRejected` for one that is not known here."""
+    kinds: list[type[QloradError]] = [QloradError]
+    for kind in kinds:  # grows meanwhile
+        if kind.__name__ == name:
+            return kind
+        kinds += kind.__subclasses__()
+    return JobRejected
+
+
 def _rebuild(kind: type[QloradError], what: str, where: str | None, remedy: str | None) -> QloradError:
     return kind(what, where=where, remedy=remedy)
 

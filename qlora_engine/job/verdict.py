@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from qlora_engine.job.errors import QloradError
+from qlora_engine.job.errors import QloradError, kind_named
 from qlora_engine.job.members import ResolvedSweep
 from qlora_engine.job.resolved import AnyResolved
 from qlora_engine.job.survey import Survey
@@ -38,6 +38,7 @@ class Verdict(BaseModel):
     survey: Survey | None = None
     sweep: ResolvedSweep | None = None
     exit_code: int = 0
+    error: str | None = None  # the class of what is wrong
     what: str | None = None
     where: str | None = None
     remedy: str | None = None
@@ -55,7 +56,17 @@ class Verdict(BaseModel):
     @classmethod
     def against(cls, error: QloradError) -> Self:
         """A rejection."""
-        return cls(what=error.what, where=error.where, remedy=error.remedy, exit_code=int(error.exit_code))
+        return cls(
+            error=type(error).__name__,
+            what=error.what,
+            where=error.where,
+            remedy=error.remedy,
+            exit_code=int(error.exit_code),
+        )
+
+    def as_error(self) -> QloradError:
+        """What is wrong, of the class that it had where it was found."""
+        return kind_named(self.error)(self.what or "It is not a job.", where=self.where, remedy=self.remedy)
 
 
 M = TypeVar("M", ExamineRequest, Verdict)

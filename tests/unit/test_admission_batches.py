@@ -17,7 +17,7 @@ from qlora_daemon.examiner import Examiner
 from qlora_daemon.jobs import JobTable
 from qlora_daemon.mail import Examined, Message
 from qlora_daemon.settling import look
-from qlora_engine.job.errors import JobRejected, QloradError
+from qlora_engine.job.errors import Exit, JobRejected, ModelRejected, QloradError
 from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.examine import examine_request
 from qlora_engine.job.folder import Home
@@ -93,6 +93,25 @@ def test_a_claim_that_comes_a_moment_later_finds_the_process_still_there(
     examiner.stop()
     examiner.join(10)
     assert not examiner.is_alive()
+
+
+def test_a_missing_model_is_an_error_of_its_own_kind_to_whoever_submitted_it(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`qlora submit` and `qlora validate` of one file end with the same code."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    box: SimpleQueue[Message] = SimpleQueue()
+    examiner = Examiner(home.path, box.put, module="qlora_engine.job.examine")
+    examiner.hand_over(claim_request(home, "0" * 32, Submission(text="model: no/where/", name="j.yaml", base="/")))
+    examiner.start()
+    message = box.get(timeout=30)
+    examiner.stop()
+    examiner.join(10)
+    assert isinstance(message, Examined)
+    assert isinstance(message.verdict, QloradError)
+    with pytest.raises(ModelRejected) as answer:
+        Answer.refused(message.verdict).raise_if_refused()
+    assert answer.value.exit_code is Exit.NOINPUT
 
 
 # Admitting

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from qlora_engine.job.cleaning import Part
-from qlora_engine.job.errors import JobRejected, QloradError
+from qlora_engine.job.errors import QloradError, kind_named
 from qlora_engine.job.folder import JOB_ID
 from qlora_engine.job.formats import REQUEST, NewerFormat
 from qlora_engine.job.overrides import LONGEST as LONGEST_OVERRIDE
@@ -113,10 +113,4 @@ class Answer(_Message):
         """Raise the error that the daemon answered with, as the class that it named where that is known."""
         if self.ok:
             return
-        kinds = {kind.__name__: kind for kind in _errors(QloradError)}
-        kind = kinds.get(self.error or "", JobRejected)
-        raise kind(self.what or "The daemon refused.", where=self.where, remedy=self.remedy)
-
-
-def _errors(kind: type[QloradError]) -> list[type[QloradError]]:
-    return [kind, *(child for direct in kind.__subclasses__() for child in _errors(direct))]
+        raise kind_named(self.error)(self.what or "The daemon refused.", where=self.where, remedy=self.remedy)
