@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.free_section import NotPlain
 from qlora_engine.job.jobfile import JobText
+from qlora_engine.job.overrides import SET
 from qlora_engine.job.spec import AS_WRITTEN, EarlyStopping, JobSpec, LoraParameters, LrSchedule, Memory
 from qlora_engine.job.sweep import Sweep
 from qlora_engine.job.wishes import Wishes, shown
@@ -65,8 +66,7 @@ def _describe(problem: Any, job: JobText, kind: type[Wishes]) -> tuple[str, str,
         case "value_error":
             return _of_ours(problem["ctx"]["error"], keys, job)
         case "missing":
-            lists = "List values by key, for example `learning_rate: [1e-5, 1e-4]`."
-            return f"`{dotted}` is missing.", where, lists if keys == ("sweep", "grid") else "Add it."
+            return _missing(keys, job)
     if keys == ("trust_remote_code",):
         return (
             "`trust_remote_code` is refused from a job file: it would run code that came with the model.",
@@ -85,6 +85,26 @@ def _describe(problem: Any, job: JobText, kind: type[Wishes]) -> tuple[str, str,
         where,
         f"Correct the value of `{keys[-1] if keys else 'the job'}`.{hint}",
     )
+
+
+def _missing(keys: tuple[str, ...], job: JobText) -> tuple[str, str, str]:
+    """`_describe` for a key that must be there."""
+    if keys != ("sweep", "grid"):
+        return f"`{_dotted(keys)}` is missing.", job.where(keys), "Add it."
+    if only := _only_set(job, "sweep"):
+        return (
+            f"`{only}` is for a sweep, and {job.name} is none.",
+            job.where(tuple(only.split("."))),
+            "Leave it out, or give the file a `sweep` with lists of values.",
+        )
+    lists = "List values by key, for example `learning_rate: [1e-5, 1e-4]`."
+    return "`sweep.grid` is missing.", job.where(keys), lists
+
+
+def _only_set(job: JobText, section: str) -> str | None:
+    """The first key of a section of which the file has nothing: all of it was set beside it. None for any other."""
+    keys = [(section, str(key)) for key in job.values[section]]
+    return ".".join(keys[0]) if keys and all(job.places.get(one, "").startswith(SET) for one in keys) else None
 
 
 def _dotted(keys: tuple[str, ...]) -> str:

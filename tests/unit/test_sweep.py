@@ -218,6 +218,15 @@ def test_other_parts_of_a_section_can_be_set(setting: str) -> None:
     assert [one.text.values["lora_parameters"] for one in made] == [{"scale": 5, "rank": rank} for rank in (4, 8)]
 
 
+def test_an_option_for_sweeps_of_a_job_that_is_none(files: Daemon) -> None:
+    """`--stop-worse-than` makes no sweep, so no part of one is missing; a file that begins one lacks the rest."""
+    with pytest.raises(JobRejected, match=r"`sweep.stop_worse_than` is for a sweep, and job.yaml is none") as refused:
+        sweep_of(applied(parse(files.text(), "job.yaml"), ["sweep.stop_worse_than=2"]))
+    assert refused.value.where == "--set sweep.stop_worse_than=2"
+    with pytest.raises(JobRejected, match=r"`sweep.grid` is missing"):
+        sweep_of(applied(parse(files.text(sweep={"samples": 2}), "job.yaml"), ["sweep.stop_worse_than=2"]))
+
+
 # Examined
 
 
