@@ -19,7 +19,7 @@ from qlora_engine.job.errors import DaemonUnavailable, Exit, JobRejected, NoSuch
 from qlora_engine.job.events import Event
 from qlora_engine.job.folder import NAME_AT, Home, RunFolder
 from qlora_engine.job.hindrance import hindrances_in
-from qlora_engine.job.jobfile import SUFFIXES, as_yaml, read_job_file
+from qlora_engine.job.jobfile import SUFFIXES, as_yaml, parse, read_job_file
 from qlora_engine.job.overrides import applied
 from qlora_engine.job.pause import Pause
 from qlora_engine.job.record import JobRecord, utc_now
@@ -210,7 +210,11 @@ class Client:
     def _ask_to_run(self, letter: Letter, timeout: float) -> str:
         payload = letter.submission.model_dump()
         answer = Requests.of(self.settings).ask("submit", payload, timeout, key=letter.key)
-        answer.raise_if_refused()
+        try:
+            answer.raise_if_refused()
+        except JobRejected as error:
+            error.where = _place_of(error.where, letter.submission)
+            raise
         if answer.job is None:
             raise JobRejected("The daemon accepted the job but did not name it.", remedy="Look with `qlora ls`.")
         return answer.job
@@ -419,6 +423,16 @@ def _submission(path: Path, overrides: tuple[str, ...], *, again: bool) -> Submi
             remedy="Rename the folder, or drop the job folder into the watched folder.",
         ) from None
     return Submission(text=text, name=_sendable(file), base=base, again=again, overrides=overrides)
+
+
+def _place_of(where: str | None, submission: Submission) -> str | None:
+    """Where a person finds what the daemon found wrong, which knows some of it only by its key.
+
+    A job file that was made here, of a job that fuses, is nowhere.
+    """
+    if where is None or (where == submission.name and not (Path(submission.base) / where).exists()):
+        return None
+    return applied(parse(submission.text, submission.name), submission.overrides).place_of(where)
 
 
 def _sendable(file: Path) -> str:

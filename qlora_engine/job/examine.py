@@ -107,14 +107,8 @@ def _resolved(
             resume_adapter_file=find_adapter(spec, base, shown_as),
         )
     except JobRejected as error:
-        error.where = _line_of(error.where or "", text)
+        error.where = text.place_of(error.where or "")
         raise
-
-
-def _line_of(where: str, text: JobText) -> str:
-    """The line of the file, or the `--set`, that says `model: x`; `where` itself where that is not known."""
-    place = text.where((where.partition(": ")[0],))
-    return where if place == text.name else place
 
 
 def verdict_on(request: ExamineRequest) -> Verdict:

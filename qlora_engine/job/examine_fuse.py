@@ -25,14 +25,23 @@ def resolved(text: JobText, home: Home) -> ResolvedFuse:
     Raises:
         JobRejected: there is no such job, it does not train, it has ended without adapters, or its model is gone.
     """
-    spec = fuse_spec.validate(text)
+    try:
+        return _resolved(fuse_spec.validate(text), home)
+    except JobRejected as error:
+        error.where = text.place_of(error.where or "")
+        raise
+
+
+def _resolved(spec: FuseSpec, home: Home) -> ResolvedFuse:
     check_targets(spec.notify, home.targets)
     source = _source(spec, home)
     run = home.run(source.id)
     _check_weights(spec, source, run)
     trained = _trained(run)
     if spec.add_as is not None and (home.models / spec.add_as).exists():
-        raise JobRejected(f"A model named {spec.add_as} exists.", where="add_as", remedy="Give another name.")
+        raise JobRejected(
+            f"A model named {spec.add_as} exists.", where=f"add_as: {spec.add_as}", remedy="Give another name."
+        )
     return ResolvedFuse(spec=spec, source=source.id, model=trained.spec.model, model_path=_base(trained))
 
 

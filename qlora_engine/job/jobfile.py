@@ -36,6 +36,11 @@ class JobText:
                 return place
         return self.name
 
+    def place_of(self, where: str) -> str:
+        """The line, or the `--set`, that says `model: x`; `where` itself where that is not known."""
+        place = self.where((where.partition(": ")[0],))
+        return where if place == self.name else place
+
 
 def read_job_file(path: Path) -> tuple[str, JobText]:
     """Read and parse the job file at `path`, which must be a regular file and no link.

@@ -32,8 +32,13 @@ def applied(job: JobText, overrides: Sequence[str]) -> JobText:
         )
     for text in overrides:
         keys, value = parsed(text)
-        job = with_value(job, keys, value, f"{SET}{text:.80}")
+        job = with_value(job, keys, value, place_of(text))
     return job
+
+
+def place_of(text: str) -> str:
+    """How errors name an override."""
+    return f"{SET}{text:.80}"
 
 
 def with_value(job: JobText, keys: tuple[str, ...], value: Any, where: str) -> JobText:
@@ -50,7 +55,7 @@ def parsed(text: str) -> tuple[tuple[str, ...], Any]:
     """The key, in parts, and the value of one override. Raises `JobRejected`."""
     name, equals, value = text.partition("=")
     keys = tuple(part.strip() for part in name.split("."))
-    shown = f"{SET}{text:.80}"
+    shown = place_of(text)
     if not equals or not all(keys) or len(keys) > DEEPEST or len(text) > LONGEST:
         raise JobRejected(
             f"`{text:.80}` does not say which key has which value.",

@@ -129,3 +129,29 @@ def test_a_job_folder_is_the_same_only_with_the_same_data(daemon: Daemon) -> Non
     assert f"--again {daemon.home.rejected / 'three'}" in event["remedy"]
     daemon.requests().ask("cancel", {"job": busy.id})
     daemon.wait_for_state("two", State.DONE)
+
+
+def test_an_error_about_an_option_names_the_option(daemon: Daemon) -> None:
+    """Nobody has typed the key of a job file, or seen the file that a command makes."""
+    daemon.start()
+    (daemon.home.models / "taken").mkdir(parents=True)
+    path = job_file(daemon, "job.yaml", iters=1000)
+    assert qlora(daemon, "submit", str(path)).returncode == 0
+    first = daemon.wait_for_state(daemon.home.path.name, State.RUNNING)
+    for words, said in (
+        (["submit", str(path), "--after", "no pe"], ["`--after` names 'no pe'", "where:  --after 'no pe'\n"]),
+        (["submit", str(path), "--set", "after=nope"], ["`after` names 'nope'", "where:  --set after=nope\n"]),
+        (["submit", str(path), "--stop-worse-than", "2"], ["`--stop-worse-than` is for a sweep", "worse-than 2.0\n"]),
+        (["fuse", first.id, "--after", "nope"], ["`--after` names 'nope'", "where:  --after nope\n"]),
+        (["fuse", first.id, "--name", "taken"], ["A model named taken exists", "where:  --name taken\n"]),
+        (["fuse", first.id, "--name", "a b"], ["`--name` is 'a b'", "where:  --name 'a b'\n", "value of `--name`"]),
+    ):
+        refused = qlora(daemon, *words)
+        assert refused.returncode == os.EX_DATAERR
+        assert all(one in refused.stderr for one in said), refused.stderr
+    assert qlora(daemon, "fuse", first.id).returncode == 0
+    refused = qlora(daemon, "fuse", first.id)
+    assert "makes just this already" in refused.stderr
+    assert "where:" not in refused.stderr
+    for job in daemon.jobs():
+        daemon.requests().ask("cancel", {"job": job.id})

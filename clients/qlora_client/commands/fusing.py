@@ -8,6 +8,7 @@ import typer
 
 from qlora_client.commands.common import AsJson, JobId, make_client, note, print_json
 from qlora_client.commands.submitting import say_left
+from qlora_client.commands.typed import Option, as_typed, given
 from qlora_engine.job.states import State
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from qlora_client.api import Client
     from qlora_engine.job.record import JobRecord
-    from qlora_worker.letters import Letter
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
 # ruff: noqa: PLC0415
@@ -51,9 +51,9 @@ def fuse(
     The model is in its run folder then, in model/: for mlx_lm, its server, or as the `model` of another job.
     """
     client = make_client()
-    keys: dict[str, object] = {"weights": "best" if best else None, "dequantize": dequantize or None, "add_as": name}
-    keys |= _wishes(after, priority, urgent=urgent, hold=hold)
-    _hand_over(client, job, client.fusing(job, "fuse", keys, again=again), exports=False, wait=wait, as_json=as_json)
+    options = [*_wishes(after, priority, best=best, urgent=urgent, hold=hold), *given("--name", "add_as", name)]
+    options += given("--dequantize", "dequantize", dequantize)
+    _hand_over(client, job, options, exports=False, wait=wait, again=again, as_json=as_json)
 
 
 def export(
@@ -77,17 +77,32 @@ def export(
     if not gguf:
         raise typer.BadParameter("Say into what: --gguf is what there is.")
     client = make_client()
-    keys = {"export": "gguf", "weights": "best" if best else None, **_wishes(after, priority, urgent=urgent, hold=hold)}
-    _hand_over(client, job, client.fusing(job, "export", keys, again=again), exports=True, wait=wait, as_json=as_json)
+    options = [
+        *_wishes(after, priority, best=best, urgent=urgent, hold=hold),
+        Option("--gguf", "export", "gguf", "--gguf"),
+    ]
+    _hand_over(client, job, options, exports=True, wait=wait, again=again, as_json=as_json)
 
 
-def _wishes(after: list[str] | None, priority: int | None, *, urgent: bool, hold: bool) -> dict[str, object]:
-    return {"after": after or None, "priority": priority, "urgent": urgent or None, "hold": hold or None}
+def _wishes(after: list[str] | None, priority: int | None, *, best: bool, urgent: bool, hold: bool) -> list[Option]:
+    """What the options say that both commands have."""
+    return [
+        *([Option("--best", "weights", "best", "--best")] if best else []),
+        *given("--after", "after", after),
+        *given("--priority", "priority", priority),
+        *given("--urgent", "urgent", urgent),
+        *given("--hold", "hold", hold),
+    ]
 
 
-def _hand_over(client: Client, job: str, letter: Letter, *, exports: bool, wait: bool, as_json: bool) -> None:
+def _hand_over(
+    client: Client, job: str, options: list[Option], *, exports: bool, wait: bool, again: bool, as_json: bool
+) -> None:
+    keys = {option.key: option.value for option in options}
+    letter = client.fusing(job, "export" if exports else "fuse", keys, again=again)
     source = client.job(job)
-    submitted = client.send_or_leave(letter)
+    with as_typed([*options, Option("ID", "fuse", source.id, source.id)]):
+        submitted = client.send_or_leave(letter)
     if not isinstance(submitted, str):
         say_left(submitted, client.home, wait=wait, as_json=as_json)
         return

@@ -10,6 +10,7 @@ import typer
 
 from qlora_client import completion
 from qlora_client.commands.common import AsJson, console, make_client, note, print_json
+from qlora_client.commands.typed import as_typed, given
 from qlora_engine.job.errors import Exit
 
 if TYPE_CHECKING:
@@ -53,16 +54,17 @@ def submit(
     Of a sweep it is the sweep's. Relative paths in the file start from its folder. Watch the job with `qlora logs -f
     ID`. Where the daemon does not answer, the job is left in the watched folder for when it runs, and no id is printed.
     """
-    from qlora_engine.job.jobfile import as_yaml
-
-    overrides = list(values or [])
-    overrides += [f"after={as_yaml(after)}"] if after else []
-    overrides += [f"priority={priority}"] if priority is not None else []
-    overrides += ["urgent=true"] if urgent else []
-    overrides += ["hold=true"] if hold else []
-    overrides += [f"sweep.stop_worse_than={stop_worse_than}"] if stop_worse_than is not None else []
+    options = [
+        *given("--after", "after", after),
+        *given("--priority", "priority", priority),
+        *given("--urgent", "urgent", urgent),
+        *given("--hold", "hold", hold),
+        *given("--stop-worse-than", "sweep.stop_worse_than", stop_worse_than),
+    ]
+    overrides = [*(values or ()), *(option.override for option in options)]
     client = make_client()
-    submitted = client.submit_or_leave(file, overrides=overrides, again=again)
+    with as_typed(options):
+        submitted = client.submit_or_leave(file, overrides=overrides, again=again)
     if not isinstance(submitted, str):
         say_left(submitted, client.home, wait=wait, as_json=as_json)
         return
