@@ -74,6 +74,16 @@ def test_the_page_fits_a_terminal_and_needs_no_colours(width: int) -> None:
     assert all(letter in curves for letter in "abc")
 
 
+def test_a_length_in_epochs_is_no_number_of_iterations(
+    tmp_path: Path, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`iters` has its default then, which nobody has trained for."""
+    RunWriter(tmp_path / "runs" / SECOND, epochs=3)
+    assert main(["compare", "first", "second", "--json"]) == 0
+    differ = json.loads(capsys.readouterr().out)["differ"]
+    assert (differ["iters"], differ["epochs"]) == ([100, None], [None, 3])
+
+
 def test_jobs_are_compared_as_their_folders_say(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     """For programs: settings, results and curves, without a terminal's words."""
     assert home.runs.exists()

@@ -92,9 +92,14 @@ def _settings(content: bytes) -> dict[str, Any]:
     try:
         stored = json.loads(content)
         data = {f"data.{split}": _data(file) for split, file in stored.get("data", {}).items()}
-        return dict(_flat(stored["spec"])) | data
+        return _that_count(dict(_flat(stored["spec"]))) | data
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}  # of a newer version, or damaged: its losses can be compared nevertheless
+
+
+def _that_count(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without `iters`, which has its default, where `epochs` decides how long a job is."""
+    return settings if settings.get("epochs") is None else settings | {"iters": None}
 
 
 def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
