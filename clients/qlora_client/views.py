@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, Group, RenderableType, RenderHook, RenderResult
+from rich.control import Control
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -33,9 +36,28 @@ def make_console(*, stderr: bool = False) -> Console:
     cut or wrapped.
     """
     console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    return console if console.is_terminal else Console(
-        stderr=stderr, highlight=False, markup=False, emoji=False, width=10_000
-    )  # fmt: skip
+    if console.is_terminal:
+        return console
+    piped = Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=10_000)
+    piped.push_render_hook(_WithoutPadding())
+    return piped
+
+
+class _WithoutPadding(RenderHook):
+    """What rich fills the columns of a table with is not for a file: its lines end where their text does."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [one if isinstance(one, Text | Control) else _Unpadded(one) for one in renderables]
+
+
+@dataclass(frozen=True)
+class _Unpadded:
+    whole: ConsoleRenderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in console.render_lines(self.whole, options, pad=False):
+            yield Segment("".join(part.text for part in line).rstrip())
+            yield Segment.line()
 
 
 def job_lines(jobs: Sequence[Summary], now: datetime | None = None) -> Iterator[Text]:

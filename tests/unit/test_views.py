@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from qlora_client.lines import styled_line
 from qlora_client.live import LiveView, bar_facts
@@ -32,6 +34,18 @@ def rendered(view: RenderableType, *, terminal: bool = False, no_color: bool = F
     output = io.StringIO()
     Console(file=output, force_terminal=terminal, no_color=no_color, width=160, markup=False).print(view)
     return output.getvalue()
+
+
+def test_no_line_of_a_table_ends_with_blanks_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """`git diff` marks them, and `grep 'done$'` does not find what stands before them."""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("state", "done")
+    table.add_row("folder", "/a/long/path")
+    table.add_row("", "")
+    console = make_console()
+    console.print(Group(Text("title"), table, Text()))
+    console.print(Text("the end"))
+    assert capsys.readouterr().out == "title\nstate   done\nfolder  /a/long/path\n\n\nthe end\n"
 
 
 @pytest.mark.parametrize(
