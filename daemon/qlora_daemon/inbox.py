@@ -69,7 +69,7 @@ class Inbox(threading.Thread):
                     self._lost = None
                     self._post(FolderWatched())
         except OSError as error:
-            self._tell_lost(f"{type(error).__name__}: {error.strerror}")
+            self._tell_lost(str(error.strerror or error))
             return False
         return True
 
@@ -80,7 +80,7 @@ class Inbox(threading.Thread):
             for gone in self._seen.keys() - names:
                 del self._seen[gone]
         except OSError as error:  # a disk that has gone; whatever it is, it must not end this thread
-            self._tell_lost(f"{type(error).__name__}: {error.strerror}")
+            self._tell_lost(str(error.strerror or error))
             return False
         if self._lost is not None:
             self._lost = None

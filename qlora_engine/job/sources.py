@@ -10,6 +10,7 @@ from qlora_engine.job import datafiles
 from qlora_engine.job.errors import DataRejected, JobRejected, ModelRejected
 from qlora_engine.job.models import resolve
 from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.unforeseen import said_by
 
 
 def find_model(name: str, *, home: Path, base: Path | None) -> Path | None:
@@ -84,7 +85,7 @@ def _find_on_hub(name: str) -> Path | None:
         ) from None
     except Exception as error:  # noqa: BLE001  # the hub's client passes on the errors of its HTTP library of the day
         raise ModelRejected(
-            f"The model `{name}` is not on this machine, and the hub cannot be asked for it ({type(error).__name__}).",
+            f"The model `{name}` is not on this machine, and the hub cannot be asked for it: {said_by(error)}.",
             where=f"model: {name}",
             remedy="Check the network, name a local folder, or add a model with `qlora models add`.",
         ) from None

@@ -6,6 +6,9 @@ import traceback
 from pathlib import Path
 
 from qlora_engine.job.errors import NotAllowed, QloradError, SystemRefused
+from qlora_engine.job.text import plain
+
+LONGEST = 300  # characters of what a library says
 
 
 def explained(error: Exception, output: Path) -> QloradError:
@@ -23,6 +26,20 @@ def explained(error: Exception, output: Path) -> QloradError:
         remedy="Look there. If memory ran out: a smaller batch_size with more grad_accumulation_steps, "
         "grad_checkpoint: true, or a smaller max_seq_length.",
     )
+
+
+def said_by(error: BaseException) -> str:
+    """What an error of a library or of the system says, on one line and without a full stop, for a sentence of ours.
+
+    The name of its class says something to programmers alone, and stands only where nothing else is said.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    elif isinstance(error, KeyError):  # whose text is the key alone
+        text = f"{error.args[0]!r} is missing" if error.args else ""
+    else:
+        text = str(error)
+    return plain(text, LONGEST).strip().rstrip(".") or f"an error without words ({type(error).__name__})"
 
 
 def refused_by_system(error: OSError) -> QloradError:

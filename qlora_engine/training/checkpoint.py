@@ -15,6 +15,7 @@ import mlx.core as mx
 from qlora_engine.job import durable
 from qlora_engine.job.errors import CheckpointDamaged
 from qlora_engine.job.formats import NewerFormat
+from qlora_engine.job.unforeseen import said_by
 from qlora_engine.training import tensor_file
 
 FORMAT = 2
@@ -116,7 +117,7 @@ def check(path: Path) -> dict[str, Any]:
     except NewerFormat:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointDamaged(f"{type(error).__name__}: {error}", where=str(path)) from None
+        raise CheckpointDamaged(f"its files cannot be read: {said_by(error)}.", where=str(path)) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointDamaged("its format is another one.", where=str(path))
     if manifest != _manifest(state.get("step"), files):

@@ -12,6 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from qlora_engine.job.datafiles import SPLITS, DataFormat, Split, check_row, format_of
 from qlora_engine.job.errors import DataRejected
 from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.unforeseen import said_by
 from qlora_engine.training.documents import Documents
 from qlora_engine.training.encode import Encoded, encode_rows
 from qlora_engine.training.spool import Spool
@@ -92,7 +93,7 @@ def _load(name: str, split: Split, section: Mapping[str, Any] | None) -> Iterabl
         rows = load_dataset(name, split=chosen, **section.get("config", {})) if chosen else []
     except Exception as error:
         raise DataRejected(
-            f"The data set `{name}` cannot be loaded: {type(error).__name__}: {error}",
+            f"The data set `{name}` cannot be loaded: {said_by(error)}.",
             where=f"data: {name}",
             remedy="Check the name, its splits and the network.",
         ) from error

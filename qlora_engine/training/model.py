@@ -21,6 +21,7 @@ from mlx_lm.utils import load_tokenizer, quantize_model
 from qlora_engine.job.errors import ModelRejected
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.unforeseen import said_by
 from qlora_engine.training.device import on_cpu
 from qlora_engine.training.dropout import DropoutKey, key_dropout
 from qlora_engine.training.gated import replace_gated
@@ -76,7 +77,7 @@ def download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=DEFAULT_ALLOW_PATTERNS))
     except Exception as error:
         raise ModelRejected(
-            f"The model `{name}` cannot be fetched from the hub: {type(error).__name__}: {error}",
+            f"The model `{name}` cannot be fetched from the hub: {said_by(error)}.",
             where=f"model: {name}",
             remedy="Check the name and the network, or name a local folder.",
         ) from error
@@ -96,7 +97,7 @@ def load_folder(path: Path, name: str, *, quantize: bool, dequantize: bool | Non
         tokenizer = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
     except Exception as error:
         raise ModelRejected(
-            f"The model `{name}` cannot be loaded: {type(error).__name__}: {error}",
+            f"The model `{name}` cannot be loaded: {said_by(error)}.",
             where=str(path),
             remedy="Check that mlx_lm can generate with it: python -m mlx_lm generate --model " + str(path),
         ) from error

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from qlora_engine.job.unforeseen import said_by
 from qlora_engine.training.services import Identity, Service, open_service
 
 PENDING = 1000  # messages that wait for a service before it is given up
@@ -97,7 +98,7 @@ class Feed:
                 service.send(message["step"], message["values"])
             service.close()
         except Exception as error:  # noqa: BLE001  # a service may raise anything, and is then left out
-            self._end(f"{type(error).__name__}: {error}")
+            self._end(said_by(error))
         else:
             self._end(None)
 

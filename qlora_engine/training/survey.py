@@ -35,6 +35,7 @@ from qlora_engine.job.preflight.shape import ModelShape, ShapeUnknown
 from qlora_engine.job.resolved import ResolvedFuse, ResolvedJob
 from qlora_engine.job.spec import JobSpec, Memory
 from qlora_engine.job.survey import Survey
+from qlora_engine.job.unforeseen import said_by
 from qlora_engine.job.verdict import ExamineRequest, Verdict, answer_requests
 from qlora_engine.settings import EngineSettings
 from qlora_engine.training import export_gguf
@@ -190,7 +191,7 @@ def _tokenizer(path: Path, name: str) -> TokenizerWrapper:
         found: TokenizerWrapper = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
     except Exception as error:
         raise ModelRejected(
-            f"The tokenizer of `{name}` cannot be loaded: {type(error).__name__}: {error}",
+            f"The tokenizer of `{name}` cannot be loaded: {said_by(error)}.",
             where=str(path),
             remedy="Check that the folder holds tokenizer.json and tokenizer_config.json of this model.",
         ) from error

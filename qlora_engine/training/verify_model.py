@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from qlora_engine.job.errors import ConversionRefused
+from qlora_engine.job.unforeseen import said_by
 
 SENTENCE = "The 12 quick brown foxes' 345 jumps,  naïve – über 漢字 🦊!\n\tx = y_2 + 1;"
 
@@ -31,7 +32,7 @@ def verify(folder: Path, *, probe: tuple[str, str] | None = None) -> None:
         try:
             model, tokenizer = load(str(folder))[:2]
         except Exception as error:  # whatever mlx_lm meets in a folder made from a foreign file
-            raise _failed(folder, f"mlx_lm cannot load it: {type(error).__name__}: {error}") from error
+            raise _failed(folder, f"mlx_lm cannot load it: {said_by(error)}") from error
         _check_tokenizer(folder, tokenizer)
         _check_forward(folder, model, tokenizer, probe)
 
@@ -48,7 +49,7 @@ def _check_tokenizer(folder: Path, tokenizer: Any) -> None:  # transformers is n
             [{"role": "user", "content": SENTENCE}], tokenize=False, add_generation_prompt=True
         )
     except Exception as error:  # a template is a program from the file
-        raise _failed(folder, f"its chat template fails: {type(error).__name__}: {error}") from error
+        raise _failed(folder, f"its chat template fails: {said_by(error)}") from error
     if SENTENCE.strip() not in shown:
         raise _failed(folder, "its chat template leaves out what the user says")
 

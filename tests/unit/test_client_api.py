@@ -14,8 +14,12 @@ import qlora_client
 from qlora_client.api import Client, JobHasEnded, NoJobFile, WaitEnded
 from qlora_client.records import RecordUnreadable, list_records
 from qlora_engine.job.errors import DaemonUnavailable, JobRejected, NoSuchJob
+from qlora_engine.job.lock import held
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
+from qlora_engine.job.unforeseen import said_by
+from qlora_worker import requests
+from qlora_worker.connection import connect
 
 JOBS = ["20261122-143501-sql-assistant", "20261122-143502-poems", "20261123-080000-sql-assistant"]
 
@@ -212,3 +216,28 @@ def test_cancelling_is_idempotent_and_refuses_what_has_ended(client: Client) -> 
         client.cancel("poems")
     with pytest.raises(DaemonUnavailable):
         client.cancel("waits")
+
+
+def test_a_queue_that_does_not_answer_is_told_in_words(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the daemon stops, or its server hangs; the class of an exception is nothing for people."""
+    monkeypatch.setattr(requests, "connect", lambda settings, **_: connect(settings, timeout=1.0))
+    client.home.make()
+    with held(client.home.daemon_lock, {"pid": os.getpid()}), pytest.raises(DaemonUnavailable) as raised:
+        client.pause()
+    assert raised.value.what == "The daemon's queue does not answer (no connection: No such file or directory)."
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("Model type x not supported."), "Model type x not supported"),
+        (ValueError("one\ntwo"), "one two"),
+        (KeyError("rope_theta"), "'rope_theta' is missing"),
+        (FileNotFoundError(2, "No such file", "/x"), "No such file: /x"),
+        (ConnectionResetError(104, "Connection reset"), "Connection reset"),
+        (AssertionError(), "an error without words (AssertionError)"),
+    ],
+)
+def test_what_a_library_says_is_told_without_the_name_of_a_class(error: Exception, said: str) -> None:
+    """Only where it says nothing else there is no better."""
+    assert said_by(error) == said

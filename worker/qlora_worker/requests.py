@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 
 from qlora_engine.job import lock
 from qlora_engine.job.errors import DaemonUnavailable
-from qlora_worker.connection import TROUBLE, Keys, connect, keys_of
+from qlora_worker.connection import TROUBLE, Keys, connect, in_words, keys_of
 from qlora_worker.messages import Answer, Kind, Request, is_newer
 from qlora_worker.settings import Settings
 
@@ -202,6 +202,7 @@ def _unavailable() -> Iterator[None]:
         yield
     except TROUBLE as error:
         raise DaemonUnavailable(
-            f"The daemon's queue does not answer ({type(error).__name__}).",
-            remedy="If the daemon has just started, try again; otherwise `qlora status` and `qlora logs` say more.",
+            f"The daemon's queue does not answer ({in_words(error)}).",
+            remedy="If the daemon has just started, or is stopping, try again; otherwise `qlora status` and "
+            "`qlora logs` say more.",
         ) from None
