@@ -13,7 +13,7 @@ import typer
 
 from qlora_client.first_job import FirstJob, check_data
 from qlora_client.home import expanded
-from qlora_engine.job.errors import JobRejected
+from qlora_engine.job.errors import JobRejected, ModelRejected
 from qlora_engine.job.folder import Home
 from qlora_engine.job.models import CATALOGUE, installed, resolve
 
@@ -40,15 +40,12 @@ def ask(proposed: FirstJob, given: Collection[str], home: Home, say: Callable[[s
     if "model" not in given:
         _say_wrapped(say, _about_models(home))
 
-        def check_model(answer: str) -> str:
+        def checked(answer: str) -> str:
             answer = from_folder(_something(answer), job.folder, CONFIG)
-            if not _may_be_model(answer, job.folder, home):
-                raise typer.BadParameter(
-                    f"No model and no folder is called {answer!r:.80}; `qlora models ls` lists them."
-                )
+            check_model_name(answer, job.folder, home)
             return answer
 
-        job = replace(job, model=_prompt("Model", job.model, check_model))
+        job = replace(job, model=_prompt("Model", job.model, checked))
     if "data" not in given:
         _say_wrapped(say, "A folder of train.jsonl and valid.jsonl; a few rows are made if there is none.")
 
@@ -77,6 +74,27 @@ def from_folder(path: str, folder: Path, holds: str) -> str:
     return str(Path(path).absolute())
 
 
+def check_model_name(name: str, folder: Path, home: Home) -> None:
+    """Refuse what is not here, cannot be added, is no folder, and may be no name of the hub, which nobody is asked yet.
+
+    Args:
+        name: as the job file would have it.
+        folder: of the job file.
+        home: whose models are known.
+
+    Raises:
+        ModelRejected: it can be no model.
+    """
+    if name in CATALOGUE or resolve(name, home.path) or (folder / expanded(name)).is_dir():
+        return
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ModelRejected(
+            f"No model and no folder is called {name!r:.80}.",
+            where=f"--model {name:.80}",
+            remedy="`qlora models ls` lists those that are here; a folder, or owner/name of the hub, will do, too.",
+        )
+
+
 def missing_model(model: str, home: Home) -> str | None:
     """The name of a model that `qlora models add` knows and that is not here yet; None for any other."""
     return model if model in CATALOGUE and not (home.models / model).exists() else None
@@ -87,13 +105,6 @@ def _about_models(home: Home) -> str:
         return f"Models that are here: {', '.join(here)}. A folder, or owner/name of the hub, will do, too."
     small = ", ".join(CATALOGUE)
     return f"This one of the hub fits; {small} is small and fetched by `qlora models add`. A folder will do, too."
-
-
-def _may_be_model(answer: str, folder: Path, home: Home) -> bool:
-    """Whether it is here, can be added, is a folder, or may be a name of the hub, which nobody is asked about yet."""
-    if answer in CATALOGUE or resolve(answer, home.path) or (folder / expanded(answer)).is_dir():
-        return True
-    return answer.count("/") == 1 and not answer.startswith((".", "/", "~"))
 
 
 def _say_wrapped(say: Callable[[str], None], text: str) -> None:

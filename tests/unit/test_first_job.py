@@ -14,6 +14,7 @@ import yaml
 from qlora_client.cli import main
 from qlora_client.first_job import FITTINGS, TOGETHER, VALID, FirstJob, fitting_for, model_to_propose
 from qlora_engine.job import fuse_spec
+from qlora_engine.job.errors import Exit
 from qlora_engine.job.examine import examine
 from qlora_engine.job.folder import Home
 from qlora_engine.job.jobfile import parse
@@ -74,6 +75,16 @@ def test_what_it_writes_is_a_job_as_it_stands(home: Home, model: Path, tmp_path:
     spec = job.spec
     assert (spec.steps_per_report, spec.eval_every, spec.save_steps, spec.max_seq_length) == (20, 100, 200, 512)
     assert spec.batch_size * spec.grad_accumulation_steps == TOGETHER
+
+
+@pytest.mark.parametrize("name", ["nomodel", "./nowhere", "a/b/c", "~/nowhere"])
+def test_a_model_that_can_be_none_is_refused_without_questions_too(
+    name: str, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file would only be refused later, by `qlora submit`."""
+    assert main(["init", str(tmp_path / "first"), "--model", name, "--yes"]) == Exit.NOINPUT
+    assert f"No model and no folder is called {name!r}" in capsys.readouterr().err
+    assert not (tmp_path / "first").exists()
 
 
 def test_it_takes_data_that_is_there_and_masks_only_what_has_prompts(

@@ -38,10 +38,12 @@ def init(
 
     from qlora_client.first_job import FirstJob, check_place, model_to_propose, write
     from qlora_client.home import expanded
-    from qlora_client.questions import CONFIG, ask, from_folder, missing_model
+    from qlora_client.questions import CONFIG, ask, check_model_name, from_folder, missing_model
 
     place = expanded(folder)
     check_place(place, replace=force)
+    if model:
+        check_model_name(from_folder(model, place, CONFIG), place, home())
     memory = psutil.virtual_memory().total
     job = FirstJob(
         folder=place,
