@@ -1,5 +1,5 @@
 """`python -m qlora_daemon` is `qlorad`."""
 
-from qlora_daemon.cli import main
+from qlora_daemon.entry import main
 
 main()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qlora_engine.interrupts import INTERRUPTED
 from qlora_engine.job.text import plain
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 # ruff: noqa: PLC0415
 
 DEFINED = ("PATH", "HOME")  # the rest of a service's environment, if it is no setting, may be passwords of others
-INTERRUPTED = 130  # as a shell says of a program that Ctrl-C ended
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

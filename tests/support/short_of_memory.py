@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qlora_engine.__main__ import app
+from qlora_engine.foreground import app
 from qlora_engine.training.results import StartedMicroBatch
 from qlora_engine.training.step import TrainingStep
 

@@ -359,6 +359,32 @@ def test_ctrl_c_ends_quietly(home: Home) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("program", "imported"),
+    [
+        ("import sys; from qlora_client.entry import main; sys.exit(main())", "typer"),
+        ("from qlora_daemon.entry import main; main()", "typer"),
+        ("import runpy; runpy.run_module('qlora_engine', run_name='__main__')", "structlog"),
+    ],
+)
+def test_ctrl_c_while_a_program_is_imported_ends_it_quietly(tmp_path: Path, program: str, imported: str) -> None:
+    """Whoever sees a typing error at once is not shown the insides of a library."""
+    (tmp_path / f"{imported}.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)\n"
+    )
+    # A shell that runs the tests in the background has them ignore Ctrl-C, and so would the child.
+    begin = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    done = subprocess.run(
+        [sys.executable, "-c", begin + program],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_a_closed_pipe_ends_quietly(home: Home) -> None:
     """`qlora logs | head` closes the pipe; that is no error to print."""
     make_job(home, State.QUEUED)

@@ -64,8 +64,8 @@ def test_the_wheel_says_its_version_its_commands_and_its_licence(wheel: Path) ->
         assert archive.read(f"{about}/licenses/LICENSE")
     assert f"Version: {__version__}\n" in metadata
     assert "Requires-Dist: pip" in metadata  # uv installs none of its own accord, and `qlora models add` asks it
-    assert "qlora = qlora_client.cli:main" in commands
-    assert "qlorad = qlora_daemon.cli:main" in commands
+    assert "qlora = qlora_client.entry:main" in commands
+    assert "qlorad = qlora_daemon.entry:main" in commands
 
 
 def test_the_unpacked_wheel_runs_far_from_the_source(wheel: Path, tmp_path: Path) -> None:

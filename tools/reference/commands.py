@@ -10,7 +10,7 @@ from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from qlora_client import cli as client
 from qlora_daemon import cli as daemon
-from qlora_engine import __main__ as engine
+from qlora_engine import foreground as engine
 from reference.words import code, table
 
 HEAD = """# Commands

@@ -10,6 +10,7 @@ import typer
 
 from qlora_client import completion
 from qlora_client.home import plain_home
+from qlora_engine.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +45,6 @@ JobId = Annotated[
         autocompletion=completion.job_ids,
     ),
 ]
-INTERRUPTED = 130  # as a shell says of a program that Ctrl-C ended
 T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
