@@ -24,12 +24,14 @@ from qlora_client.commands import (
 )
 from qlora_client.commands.common import plain_home
 from qlora_client.failures import report, report_unexpected
+from qlora_client.usage import InPlainWords
 from qlora_engine.job.errors import Exit, QloradError
 
 CLICK_USAGE = 2  # what typer exits with for a command line that is wrong; here it is sysexits' 64
 
 app = typer.Typer(
     name="qlora",
+    cls=InPlainWords,
     help="Fine-tune models with QLoRA: hand jobs to the qlorad daemon, watch them, get the adapters.\n\n"
     "Start with `qlora doctor`, then `qlora demo`. A job of your own begins with `qlora init my-job`; it trains while "
     "`qlorad` runs in another terminal.",

@@ -225,6 +225,29 @@ def test_status_says_that_the_queue_is_paused(home: Home, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        ("submit FILE --priority high", "'--priority': it is 'high', but must be a whole number from -100 to 100."),
+        ("submit FILE --priority 101", "'--priority': it is 101, but must be a whole number from -100 to 100."),
+        ("submit FILE --stop-worse-than x", "'--stop-worse-than': it is 'x', but must be a number."),
+        ("top --every 0", "'--every': it is 0, but must be a number from 0.2 to 3600."),
+        ("try ID prompt --max-tokens 1.5", "'--max-tokens': it is '1.5', but must be a whole number of at least 1."),
+        ("prioritise ID high", "'[PRIORITY]': it is 'high', but must be a whole number from -100 to 100."),
+        ("clean --keep -1", "'--keep': it is -1, but must be a whole number of at least 0."),
+        ("models ls --no-such", "No such option: --no-such"),
+        ("ls --state asleep", "'asleep' is not one of 'accepted', "),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_in_words(
+    words: str, says: str, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`x>=0` and `int range` are a programmer's."""
+    places = {"ID": JOB, "FILE": str(home.path.parent / "job.yaml")}
+    assert main([places.get(word, word) for word in words.split()]) == Exit.USAGE
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
         ("init FOLDER --model", "--model"),
         ("validate FILE --set", "--set"),
         ("submit FILE --priority high", "--priority"),
