@@ -22,6 +22,7 @@ from qlora_engine.job.pause import Pause
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State
 from qlora_worker import requests
+from support.service import ROOT
 
 JOB, OTHER = "20261122-143501-sql", "20261122-143502-poem"
 NOBODY = 65534
@@ -61,6 +62,7 @@ NEEDY = [name for name, words in LINES.items() if {"ID", "FILE"} & {*words} and 
 # They start processes that take seconds, and have tests of their own.
 SLOW = {"validate", "bench", "demo", "doctor", "models add"}
 NEEDS_NOTHING = {"schema"}
+NEEDS_NO_SETTINGS = {"ls", "top", "schema"}
 
 
 @pytest.fixture
@@ -220,6 +222,24 @@ def test_status_says_that_the_queue_is_paused(home: Home, capsys: pytest.Capture
     assert "waits    the queue is paused until `qlora resume`" in capsys.readouterr().out
     main(["status", "--json"])
     assert json.loads(capsys.readouterr().out)["paused"] is True
+
+
+@pytest.mark.parametrize("name", sorted(LINES.keys() - {"doctor"}))
+def test_a_setting_that_cannot_be_used(
+    name: str, home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends every command but those that docs/settings.md names, which read at most QLORAD_HOME."""
+    monkeypatch.setenv("QLORAD_HEAT", "warm")
+    page = " ".join((ROOT / "docs" / "settings.md").read_text().split())
+    code = main(line(name, home))
+    said = capsys.readouterr().err
+    if name in NEEDS_NO_SETTINGS:
+        assert code == Exit.OK, said
+        assert f"`qlora {name}`" in page
+    else:
+        assert code == Exit.CONFIG, said
+        assert "QLORAD_HEAT" in said
+        assert f"`qlora {name}`" not in page
 
 
 @pytest.mark.parametrize(

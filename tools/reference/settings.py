@@ -14,7 +14,9 @@ HEAD = f"""# Settings
 
 Settings are `{PREFIX}` variables of the environment. Each program reads them once, at its start; the service has
 those of the shell in which it was [installed](install.md), and another value means: set it and install again. A value
-that cannot be used ends a program with code 78 and says which and why. An empty path counts as unset, and one that
+that cannot be used ends a program with code 78 and says which and why. The engine by itself reads those of the first
+table alone; `qlora ls` and `qlora top` read `{PREFIX}HOME` alone and `qlora schema` none, so that they answer at once;
+and [`qlora doctor`](doctor.md) goes on, and tells of it. An empty path counts as unset, and one that
 begins with `~` or `~user` is in that home. A variable that looks like a setting and is
 none is ignored, which [`qlora doctor`](doctor.md) and the daemon's log say. This page is made from
 `qlora_engine/settings.py` and `worker/qlora_worker/settings.py` by `make docs`.
