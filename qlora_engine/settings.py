@@ -10,10 +10,8 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from qlora_engine.job.errors import BadSetting
+from qlora_engine.job.expected import expected
 from qlora_engine.job.folder import USUAL_HOME, Home, absolute
-
-# What pydantic calls them, and what docs/settings.md does.
-_KINDS = {"a valid boolean": "1 or 0", "a valid integer": "a whole number", "a valid number": "a number"}
 
 
 class EngineSettings(BaseSettings):
@@ -87,7 +85,4 @@ def _in_words(problem: ErrorDetails) -> str:
     """What is wrong with a value. Our own validators know which may not be shown, and say it themselves."""
     if problem["type"] == "value_error":
         return problem["msg"].removeprefix("Value error, ")
-    expected = problem["msg"].removeprefix("Input ").partition(", unable")[0]
-    for theirs, ours in _KINDS.items():
-        expected = expected.replace(theirs, ours)
-    return f"it is {str(problem['input'])!r:.40}, but it {expected}"
+    return f"it is {str(problem['input'])!r:.40}, but it {expected(problem['msg'], truth='1 or 0')}"

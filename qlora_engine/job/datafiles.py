@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from qlora_engine.job.errors import DataRejected
 from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.text import kind_in_words
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -84,7 +85,7 @@ def parse_row(raw: bytes, path: Path, number: int) -> dict[str, Any]:
             'Write one JSON object a line, for example {"prompt": "…", "completion": "…"}.',
         ) from None
     if not isinstance(row, dict):
-        raise _bad_row(path, number, f"is a {type(row).__name__}, not an object", "Write one JSON object a line.")
+        raise _bad_row(path, number, f"is {kind_in_words(row)}, not an object", "Write one JSON object a line.")
     return row
 
 
@@ -222,8 +223,8 @@ def check_row(row: Mapping[str, Any], kind: DataFormat, spec: JobSpec | RowKeys,
     }[kind]
     for key in keys:
         if not isinstance(row.get(key), str):
-            found = f"is a {type(row[key]).__name__}" if key in row else "is missing"
-            raise _bad_row(path, number, f"lacks the text of `{key}`: it {found}", f"Give `{key}` a string.")
+            found = f"is {kind_in_words(row[key])}" if key in row else "is missing"
+            raise _bad_row(path, number, f"lacks the text of `{key}`: it {found}", f"Give `{key}` a text, in quotes.")
     if kind is DataFormat.TEXT and not row[spec.text_feature]:
         raise _bad_row(path, number, f"has an empty `{spec.text_feature}`", "Remove the row or fill it.")
     if kind is DataFormat.CHAT:

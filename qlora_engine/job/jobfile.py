@@ -15,6 +15,7 @@ import yaml
 
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.syntax import MAX_DEPTH, Refused, read_json, read_toml, read_yaml
+from qlora_engine.job.text import kind_in_words
 
 SUFFIXES = {".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml"}
 MAX_BYTES = 256 * 1024
@@ -96,7 +97,7 @@ def parse(text: str, name: str) -> JobText:
         ) from None
     if not isinstance(values, dict):
         raise JobRejected(
-            f"{name} holds {'nothing' if values is None else f'a {type(values).__name__}'} instead of keys and values.",
+            f"{name} holds {'nothing' if values is None else kind_in_words(values)} instead of keys and values.",
             where=name,
             remedy="Write one `key: value` a line; `model`, `data` and `iters` are a good start.",
         )

@@ -28,6 +28,17 @@ def plain_lines(value: object, limit: int = 20_000) -> str:
     return "\n".join(" " * (len(line) - len(line.lstrip(" "))) + plain(line) for line in lines)
 
 
+def many(count: int, noun: str) -> str:
+    """So many of them: 1 row, 2,000 rows."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def kind_in_words(value: object) -> str:
+    """What a value of a file is, for who knows no Python."""
+    kinds = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return "null" if value is None else kinds.get(type(value), "something else")
+
+
 def duration(seconds: float) -> str:
     """`7 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
     whole = max(0, round(seconds))

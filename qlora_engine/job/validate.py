@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import re
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from qlora_engine.job.errors import JobRejected
+from qlora_engine.job.expected import expected
 from qlora_engine.job.free_section import NotPlain
 from qlora_engine.job.jobfile import JobText
 from qlora_engine.job.overrides import SET
@@ -46,7 +47,7 @@ def validated(kind: type[W], job: JobText) -> W:
 
 def rejected(error: ValidationError, job: JobText, kind: type[Wishes] | None = None) -> JobRejected:
     """The error for a job file whose content does not validate: the first problem, and others after it."""
-    problems = error.errors(include_url=False)
+    problems = _merged(error.errors(include_url=False))
     first, *others = [_describe(problem, job, kind or JobSpec) for problem in problems]
     what, where, remedy = first
     if others:
@@ -54,10 +55,30 @@ def rejected(error: ValidationError, job: JobText, kind: type[Wishes] | None = N
     return JobRejected(what, where=where, remedy=remedy)
 
 
+def _merged(problems: Iterable[Any]) -> list[Any]:
+    """Problems of one value that may be of several types, as one: it is none of them."""
+    merged: list[Any] = []
+    for problem in problems:
+        before = merged[-1] if merged else None
+        may_be = problem["msg"].removeprefix("Input should be ")
+        if before and before["msg"] != may_be != problem["msg"] and _keys(before["loc"]) == _keys(problem["loc"]):
+            merged[-1] = before | {"msg": f"{before['msg']} or {may_be}"}
+        else:
+            merged.append(problem)
+    return merged
+
+
+def _keys(place: Sequence[int | str]) -> tuple[str, ...]:
+    """Where a value stands, without the types that pydantic has tried: `list[dict[str,any]]`, `constrained-int`."""
+    return tuple(
+        str(part)
+        for number, part in enumerate(place)
+        if number == 0 or not ("[" in str(part) or str(part).startswith("constrained-"))
+    )
+
+
 def _describe(problem: Any, job: JobText, kind: type[Wishes]) -> tuple[str, str, str]:
-    # Where a value may have one of several types, pydantic adds the type that it tried: `list[dict[str,any]]`.
-    place = problem["loc"]
-    keys = tuple(str(part) for number, part in enumerate(place) if number == 0 or "[" not in str(part))
+    keys = _keys(problem["loc"])
     dotted = _dotted(keys) or "the job"
     where = job.where(keys)
     match problem["type"]:
@@ -76,14 +97,15 @@ def _describe(problem: Any, job: JobText, kind: type[Wishes]) -> tuple[str, str,
     if keys == ("train",):
         return "`train: false` leaves nothing to do.", where, "Remove it: a job trains."
     given = problem.get("input")
-    expected = re.sub("^(Input|String|List|Value) ", "", problem["msg"]).removesuffix(".")
+    wanted = expected(problem["msg"])
+    named = next((key for key in reversed(keys) if not key.isdigit()), "the job")  # not the place in a list
     hint = ""
-    if isinstance(given, str) and any(word in expected for word in ("integer", "number")):
+    if isinstance(given, str) and "number" in wanted:
         hint = " Write it without quotes or units, for example `1e-5` or `200`."
     return (
-        f"`{dotted}` is {shown(given)}, but it {expected}.",
+        f"`{dotted}` is {shown(given)}, but it {wanted}.",
         where,
-        f"Correct the value of `{keys[-1] if keys else 'the job'}`.{hint}",
+        f"Correct the value of `{named}`.{hint}",
     )
 
 

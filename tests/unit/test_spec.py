@@ -245,6 +245,31 @@ def test_a_wrong_value_is_refused_with_its_key_and_line(text: str, key: str, hin
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("iters: many", "`iters` is 'many', but it should be a whole number."),
+        ("iters: -1", "`iters` is -1, but it should be at least 1."),
+        ("priority: 200", "`priority` is 200, but it should be at most 100."),
+        ("hold: maybe", "`hold` is 'maybe', but it should be true or false."),
+        ("model: 5", "`model` is 5, but it should be text."),
+        ("lora_parameters: 5", "`lora_parameters` is 5, but it should be a section of keys and values."),
+        ("lora_parameters: {keys: 5}", "`lora_parameters.keys` is 5, but it should be a list."),
+        ("samples: x", "`samples` is 'x', but it should be a whole number or a list."),
+        (
+            "notify: [a b]",
+            "is 'a b', but it should be letters, digits, dashes and underscores, a letter or digit first.",
+        ),
+    ],
+)
+def test_what_a_value_should_be_is_said_in_words(text: str, said: str) -> None:
+    """`a valid dictionary or instance of LoraParameters` is what a library calls it."""
+    error = refused(f"adapter_path: x\n{text}\n")
+    assert error.what.endswith(said)
+    assert error.remedy is not None
+    assert "`0`" not in error.remedy
+
+
+@pytest.mark.parametrize(
     ("text", "what", "remedy"),
     [
         ("optimizer_config:\n  adam:\n    x: 2026-01-01", "`optimizer_config.adam.x` is a date", "'2026-01-01'"),

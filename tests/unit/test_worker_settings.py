@@ -49,7 +49,7 @@ def test_tls_and_this_machine_are_allowed(monkeypatch: pytest.MonkeyPatch, url: 
         ("STALL_SECONDS", "abc", "it is 'abc', but it should be a number."),
         ("LOW_BATTERY", "2.5", "it is '2.5', but it should be a whole number."),
         ("KEEP_AWAKE", "maybe", "it is 'maybe', but it should be 1 or 0."),
-        ("METRICS_PORT", "0", "it is '0', but it should be greater than or equal to 1."),
+        ("METRICS_PORT", "0", "it is '0', but it should be at least 1."),
     ],
 )
 def test_a_value_that_cannot_be_used_is_shown_with_what_would_be_right(
