@@ -14,7 +14,7 @@ import typer
 
 from qlora_engine import launch
 from qlora_engine.job import lock
-from qlora_engine.job.errors import Exit, GpuBusy, JobRejected, QloradError
+from qlora_engine.job.errors import Exit, GpuBusy, NoJobFile, QloradError
 from qlora_engine.job.events import Event, EventLog, Sink, file_sink, to_line
 from qlora_engine.job.examine import examine
 from qlora_engine.job.folder import RunFolder, new_job_id
@@ -56,7 +56,11 @@ def train(
 
 def _examine(job_file: Path, settings: EngineSettings) -> ResolvedJob:
     if not job_file.exists():
-        raise JobRejected(f"{job_file} does not exist.", where=str(job_file), remedy="Name a job file.")
+        raise NoJobFile(
+            f"There is no file {job_file}.",
+            where=str(job_file.absolute()),
+            remedy="Check the path. A job file to start from: qlora init my-job",
+        )
     return examine(job_file, home=settings.folders.path, base=job_file.absolute().parent)
 
 

@@ -15,7 +15,7 @@ from qlora_client.groups import Group, find_group
 from qlora_client.home import expanded
 from qlora_client.progress import Progress, after, progress_of
 from qlora_client.records import find_job, list_records, load_record
-from qlora_engine.job.errors import DaemonUnavailable, Exit, JobRejected, NoSuchJob, QloradError
+from qlora_engine.job.errors import DaemonUnavailable, Exit, JobRejected, NoJobFile, NoSuchJob, QloradError
 from qlora_engine.job.events import Event
 from qlora_engine.job.folder import NAME_AT, Home, RunFolder
 from qlora_engine.job.hindrance import hindrances_in
@@ -35,12 +35,6 @@ from qlora_worker.settings import Settings
 # The daemon answers a submission when the job is examined, which may ask the model hub.
 SUBMIT_SECONDS = 660.0
 ANSWER_SECONDS = 30.0
-
-
-class NoJobFile(JobRejected):
-    """There is no job file where one was named."""
-
-    exit_code = Exit.NOINPUT
 
 
 class JobHasEnded(QloradError):

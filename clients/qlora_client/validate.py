@@ -21,7 +21,7 @@ from qlora_engine.job.members import ResolvedSweep
 from qlora_engine.job.resolved import AnyResolved, ResolvedFuse, ResolvedJob
 from qlora_engine.job.survey import Survey
 from qlora_engine.job.sweep import label
-from qlora_engine.job.text import duration, plain
+from qlora_engine.job.text import duration, many, plain
 from qlora_engine.job.verdict import ExamineRequest, Verdict, as_line, read_line
 from qlora_worker.settings import Settings
 
@@ -125,7 +125,7 @@ def _members(sweep: ResolvedSweep) -> Text:
     for number, member in enumerate(sweep.members, 1):
         survey = member.survey or Survey()
         facts = [
-            f"{survey.steps:,} steps" if survey.steps else "",
+            many(survey.steps, "step") if survey.steps else "",
             f"{survey.peak_gb:.2f} GB" if survey.peak_gb is not None else "",
             duration(survey.seconds) if survey.seconds is not None else "",
         ]
@@ -150,14 +150,14 @@ def _view(job: AnyResolved, survey: Survey) -> RenderableType:
 
 def _job(job: ResolvedJob, survey: Survey) -> Iterator[tuple[str, str]]:
     spec = job.spec
-    layers = "all layers" if spec.num_layers < 0 else f"{spec.num_layers} layers"
+    layers = "all layers" if spec.num_layers < 0 else many(spec.num_layers, "layer")
     kind = (
         "full fine-tuning"
         if spec.fine_tune_type == "full"
         else f"{spec.fine_tune_type}, rank {spec.lora_parameters.rank}"
     )
-    batch = f"{spec.batch_size} rows × {spec.grad_accumulation_steps}"
-    steps = f", {survey.steps:,} steps" if survey.steps else ""
+    batch = f"{many(spec.batch_size, 'row')} × {spec.grad_accumulation_steps}"
+    steps = f", {many(survey.steps, 'step')}" if survey.steps else ""
     yield "job", f"{spec.model}: {kind}, {layers}, {batch}{steps}"
 
 
@@ -179,7 +179,7 @@ def _data(survey: Survey) -> Iterator[tuple[str, str]]:
     yield "tokens", f"{about}{survey.tokens:,}, of which {survey.supervised:,} are learned"
     yield "longest row", f"{survey.longest:,} tokens"
     if survey.truncated:
-        yield "cut", f"{about}{survey.truncated:,} rows, {survey.lost_share or 0:.1%} of the tokens"
+        yield "cut", f"{about}{many(survey.truncated, 'row')}, {survey.lost_share or 0:.1%} of the tokens"
 
 
 def _memory(survey: Survey) -> Iterator[tuple[str, str]]:

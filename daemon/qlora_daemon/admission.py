@@ -51,6 +51,10 @@ GATHER_SECONDS = 0.1  # that a verdict waits for others, while more are to come
 AGAIN_SECONDS = 5.0  # until what the disk refused is tried again
 
 
+# For what `internal.error` tells of.
+BUG_REMEDY = "`qlora logs --event internal.error` says more: please report it with that."
+
+
 class Admission:
     """What happens to a submission, in the owner's thread.
 
@@ -188,7 +192,8 @@ class Admission:
         except Exception as error:  # noqa: BLE001  # a bug: it would be the same the next time
             claim = self._open[verdict.key]
             self._say_trouble(f"admitting {claim.name}", error)
-            self._close(claim, Answer.refused(QloradError(f"The daemon cannot take {claim.name}: a bug in it.")))
+            what = f"The daemon cannot take {claim.name}: a bug in it."
+            self._close(claim, Answer.refused(QloradError(what, remedy=BUG_REMEDY)))
         return True
 
     def _settle(self, batch: Sequence[Examined]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from pydantic import ValidationError
 
-from qlora_daemon.admission import Admission
+from qlora_daemon.admission import BUG_REMEDY, Admission
 from qlora_daemon.orders import Orders
 from qlora_daemon.queue_health import QueueHealth
 from qlora_engine.job.errors import JobRejected, QloradError
@@ -65,7 +65,10 @@ class Desk:
             self._log.emit(
                 "internal.error", doing=f"carrying out {request.kind}", error=f"{type(error).__name__}: {error}"
             )
-            self.reply(received, Answer.refused(QloradError(f"The daemon cannot {request.kind} this: a bug in it.")))
+            self.reply(
+                received,
+                Answer.refused(QloradError(f"The daemon cannot {request.kind} this: a bug in it.", remedy=BUG_REMEDY)),
+            )
 
     def reply(self, received: Received, answer: Answer) -> None:
         """Answer, at the next `send`."""

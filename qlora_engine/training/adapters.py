@@ -9,6 +9,7 @@ import mlx.core as mx
 from qlora_engine.job import durable
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.resolved import ResolvedJob
+from qlora_engine.job.unforeseen import said_by
 from qlora_engine.training import tensor_file
 from qlora_engine.training.step import TrainingStep
 from qlora_engine.training.tree import flat
@@ -46,7 +47,7 @@ def start_from(path: Path, step: TrainingStep) -> None:
     try:
         loaded = mx.load(str(path), format="safetensors")
     except (RuntimeError, ValueError, OSError) as error:
-        raise _does_not_fit(path, f"it cannot be read as a safetensors file ({error})") from None
+        raise _does_not_fit(path, f"it cannot be read as a safetensors file ({said_by(error)})") from None
     current = flat(step.masters)
     if not isinstance(loaded, dict) or not loaded:
         raise _does_not_fit(path, "it holds no arrays")

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from qlora_engine.job.datafiles import DataFormat
 from qlora_engine.job.errors import DataRejected
 from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.unforeseen import said_by
 
 ENCODING = 2  # part of the key of kept tokens: raise it whenever this file makes other tokens or targets of a row
 DECIDES = ("prompt_feature", "completion_feature", "chat_feature", "text_feature", "mask_prompt")  # keys of a job
@@ -70,7 +71,7 @@ def _one_by_one(
             (encoded,) = _encode([row], kind, spec, tokenizer)
         except Exception as error:  # noqa: BLE001  # a template may raise anything about a row it cannot render
             raise DataRejected(
-                f"Row {number} cannot be turned into tokens: {error}.",
+                f"Row {number} cannot be turned into tokens: {said_by(error)}.",
                 where=f"{source}, line {number}",
                 remedy="Check the row's roles and contents against the model's chat template.",
             ) from None

@@ -16,6 +16,7 @@ from mlx_lm.models.llama import ModelArgs
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from qlora_engine.job.errors import ConversionRefused, SystemRefused
+from qlora_engine.job.unforeseen import said_by
 from qlora_engine.training.export_vocabulary import REMEDY, Metadata, vocabulary
 from qlora_engine.training.gguf import read_gguf
 from qlora_engine.training.gguf_config import LLAMA3_ROPE, llama3_factors
@@ -80,7 +81,9 @@ def _checked(config: dict[str, Any], where: str) -> ModelArgs:
     try:
         args: ModelArgs = ModelArgs.from_dict(config)
     except TypeError as error:  # a size is missing
-        raise ConversionRefused(f"The model's config.json is not that of a llama: {error}", where=where) from None
+        raise ConversionRefused(
+            f"The model's config.json is not that of a llama: {said_by(error)}.", where=where
+        ) from None
     scaling = _rope_kind(args.rope_scaling)
     like_llama3 = scaling == "llama3" and all((args.rope_scaling or {}).get(key) == n for key, n in LLAMA3_ROPE.items())
     strange = {

@@ -15,6 +15,7 @@ from qlora_engine.job import durable
 from qlora_engine.job.errors import ModelNotAdded
 from qlora_engine.job.model_store import check_space
 from qlora_engine.job.models import PROVENANCE
+from qlora_engine.job.unforeseen import said_by
 from qlora_engine.training.gguf import Gguf, read_gguf
 from qlora_engine.training.gguf_config import build_config
 from qlora_engine.training.gguf_llama import ROPE_FACTORS, Part, check_supported, parts, read_shape
@@ -77,7 +78,9 @@ def _write_weights(gguf: Gguf, modules: list[Part], path: Path) -> None:
         mx.save_safetensors(str(path), weights, {"format": "mlx"})
     except RuntimeError as error:
         raise ModelNotAdded(
-            f"The weights cannot be written: {error}", where=str(path), remedy="Is the disk full?"
+            f"The weights cannot be written: {said_by(error)}.",
+            where=str(path),
+            remedy="Check that the disk has room, then try again.",
         ) from error
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from qlora_engine.job.errors import ConversionRefused
+from qlora_engine.job.text import many
 from qlora_engine.training.gguf import Gguf, Tensor, Value
 
 GROUP_SIZE = 32  # values in a block of Q4_0, Q4_1 and Q8_0, and so in a quantized group of MLX
@@ -103,7 +104,7 @@ def check_supported(gguf: Gguf) -> None:
         )
     wrong = [tensor for tensor in gguf.tensors.values() if tensor.type not in (*BITS, *FLOATS)]
     if wrong:
-        others = f", and {len(wrong) - 1} more tensors are not either" if len(wrong) > 1 else ""
+        others = f"; {many(len(wrong) - 1, 'other tensor')} cannot be taken either" if len(wrong) > 1 else ""
         raise refused(
             gguf,
             f"The tensor {wrong[0].name} is {wrong[0].type}, which MLX cannot take without loss{others}.",

@@ -21,6 +21,7 @@ from mlx_lm.utils import load_tokenizer, quantize_model
 from qlora_engine.job.errors import ModelRejected
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.text import many
 from qlora_engine.job.unforeseen import said_by
 from qlora_engine.training.device import on_cpu
 from qlora_engine.training.dropout import DropoutKey, key_dropout
@@ -167,7 +168,7 @@ def add_adapters(base: Base, spec: JobSpec, dropout: DropoutKey, *, recompute: b
     model, layers = base.model, base.model.layers
     if spec.num_layers > len(layers):
         raise ModelRejected(
-            f"num_layers is {spec.num_layers}, but {spec.model} has {len(layers)} layers.",
+            f"num_layers is {spec.num_layers}, but {spec.model} has {many(len(layers), 'layer')}.",
             where="num_layers",
             remedy=f"Set num_layers to {len(layers)} or less, or to -1 for all.",
         )
@@ -222,7 +223,7 @@ def _add_low_rank(model: nn.Module, spec: JobSpec) -> None:
         linear_to_lora_layers(model, spec.num_layers, config, use_dora=spec.fine_tune_type == "dora")
     except ValueError as error:
         raise ModelRejected(
-            f"The adapters cannot be put into {spec.model}: {error}.",
+            f"The adapters cannot be put into {spec.model}: {said_by(error)}.",
             where="lora_parameters.keys" if spec.lora_parameters.keys else f"fine_tune_type: {spec.fine_tune_type}",
             remedy="Name linear layers alone in `keys`, or use fine_tune_type lora.",
         ) from None
@@ -241,7 +242,7 @@ def put_adapters(base: Base, folder: Path) -> None:
         load_adapters(base.model, str(folder))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelRejected(
-            f"The adapters cannot be loaded: {error}",
+            f"The adapters cannot be loaded: {said_by(error)}.",
             where=str(folder),
             remedy="`qlora report ID` says how the run went; `qlora retry ID` trains it again.",
         ) from error

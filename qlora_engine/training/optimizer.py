@@ -9,6 +9,7 @@ from mlx_lm.tuner.utils import build_schedule
 
 from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.unforeseen import said_by
 
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adam": optim.Adam,
@@ -29,7 +30,7 @@ def build_optimizer(spec: JobSpec) -> optim.Optimizer:
         rate = build_schedule(spec.lr_schedule.model_dump()) if spec.lr_schedule else spec.learning_rate
     except (TypeError, ValueError) as error:
         raise JobRejected(
-            f"lr_schedule cannot be built: {error}.",
+            f"lr_schedule cannot be built: {said_by(error)}.",
             where="lr_schedule.arguments",
             remedy="See mlx.optimizers.schedulers for what this schedule takes.",
         ) from None
@@ -38,7 +39,7 @@ def build_optimizer(spec: JobSpec) -> optim.Optimizer:
         return OPTIMIZERS[spec.optimizer](learning_rate=rate, **options)
     except (TypeError, ValueError) as error:
         raise JobRejected(
-            f"optimizer_config.{spec.optimizer} cannot be used: {error}.",
+            f"optimizer_config.{spec.optimizer} cannot be used: {said_by(error)}.",
             where=f"optimizer_config.{spec.optimizer}",
             remedy="See mlx.optimizers for what this optimizer takes.",
         ) from None

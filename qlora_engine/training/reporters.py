@@ -21,6 +21,7 @@ from typing import IO
 from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.folder import RunFolder, slug
 from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.unforeseen import said_by
 from qlora_engine.training.services import Identity
 
 CLOSE_SECONDS = 15.0
@@ -110,7 +111,7 @@ class Reporters:
                 )
             _write_all(process.stdin, _line({"services": sorted(self._open), "identity": asdict(identity)}))
         except OSError as error:
-            self._give_up(f"its process cannot be started: {error}")
+            self._give_up(f"its process cannot be started: {said_by(error)}")
             return None
         for pipe in (process.stdin, process.stdout):
             os.set_blocking(_pipe(pipe).fileno(), False)

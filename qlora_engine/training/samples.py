@@ -19,6 +19,7 @@ from qlora_engine.job.errors import DataRejected
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec
+from qlora_engine.job.unforeseen import said_by
 from qlora_engine.training.hub_data import read_hub_rows
 from qlora_engine.training.stop import StopRequest
 
@@ -85,7 +86,7 @@ def asked(text: str, tokenizer: TokenizerWrapper, kind: DataFormat) -> Prompt:
         return Prompt(text, _rendered([{"role": "user", "content": text}], None, tokenizer))
     except Exception as error:
         raise DataRejected(
-            f"The model's chat template does not take a question: {error}",
+            f"The model's chat template does not take a question: {said_by(error)}.",
             where=f"samples: {text[:80]}",
             remedy="Set samples: 0, or a number to take the questions from the data.",
         ) from error

@@ -35,6 +35,7 @@ from qlora_engine.job.preflight.shape import ModelShape, ShapeUnknown
 from qlora_engine.job.resolved import ResolvedFuse, ResolvedJob
 from qlora_engine.job.spec import JobSpec, Memory
 from qlora_engine.job.survey import Survey
+from qlora_engine.job.text import many
 from qlora_engine.job.unforeseen import said_by
 from qlora_engine.job.verdict import ExamineRequest, Verdict, answer_requests
 from qlora_engine.settings import EngineSettings
@@ -218,11 +219,15 @@ def _counted(known: Survey, job: ResolvedJob, rows: Tally) -> Survey:
     warnings = []
     if rows.truncated:
         warnings.append(
-            f"{about.capitalize()}{rows.truncated:,} of {rows.rows:,} rows are longer than max_seq_length "
+            f"{about.capitalize()}{rows.truncated:,} of {many(rows.rows, 'row')} "
+            f"{'is' if rows.truncated == 1 else 'are'} longer than max_seq_length "
             f"{job.spec.max_seq_length}: {rows.lost_share:.1%} of the tokens are cut; {rows.longest:,} would keep all."
         )
     if rows.nothing_to_learn:
-        warnings.append(f"{about.capitalize()}{rows.nothing_to_learn:,} of {rows.rows:,} rows have nothing to learn.")
+        warnings.append(
+            f"{about.capitalize()}{rows.nothing_to_learn:,} of {many(rows.rows, 'row')} "
+            f"{'has' if rows.nothing_to_learn == 1 else 'have'} nothing to learn."
+        )
     if not valid:
         warnings.append("There is no validation data, so nothing shows whether the model learns more than the rows.")
     return known.model_copy(

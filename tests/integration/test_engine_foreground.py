@@ -271,7 +271,7 @@ def test_a_finished_run_is_not_trained_again(work: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "code", "what"),
     [
-        (None, 65, "does not exist"),
+        (None, 66, "There is no file"),
         ("model: m\niterz: 5\n", 65, "iters"),
         ("model: /nowhere/model\ndata: .\n", 66, "does not exist"),
         ("model: {model}\ndata: /nowhere/data\n", 65, "does not exist"),

@@ -282,6 +282,16 @@ def test_only_the_newest_jobs_are_listed_unless_all_are_asked_for(
     assert capsys.readouterr().out.count("20261122-") == 60
 
 
+def test_one_job_is_spoken_of_as_one(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody says `1 jobs`."""
+    make_job(home, State.QUEUED)
+    assert main(["ls", "--name", "poem"]) == 0
+    assert capsys.readouterr().err == "The one job that there is does not fit.\n"
+    home.run(JOB).state.write_text("{")
+    assert main(["ls"]) == 0
+    assert f"{JOB} has no readable record. Why: qlora show {JOB}\n" in capsys.readouterr().err
+
+
 def test_following_without_a_daemon_says_so(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing would ever happen, and nobody would know why."""
     make_job(home, State.CANCELLED)

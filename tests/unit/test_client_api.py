@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import qlora_client
-from qlora_client.api import Client, JobHasEnded, NoJobFile, WaitEnded
+from qlora_client.api import Client, JobHasEnded, WaitEnded
 from qlora_client.records import RecordUnreadable, list_records
-from qlora_engine.job.errors import DaemonUnavailable, JobRejected, NoSuchJob
+from qlora_engine.job.errors import DaemonUnavailable, JobRejected, NoJobFile, NoSuchJob
 from qlora_engine.job.lock import held
 from qlora_engine.job.record import JobRecord
 from qlora_engine.job.states import State

@@ -87,6 +87,7 @@ def test_a_bug_is_an_answer_too(kind: Kind) -> None:
     ((answered, answer),) = office.stream.answers
     assert (answered, answer.ok) == (received, False)
     assert "a bug" in (answer.what or "")
+    assert "report it" in (answer.remedy or "")
     assert [event["error"] for event in office.events if event["event"] == "internal.error"] == ["KeyError: 'state'"]
 
 

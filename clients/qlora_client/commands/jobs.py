@@ -93,7 +93,9 @@ def _note_the_rest(listing: Overview, wanted: Wanted, *, every: bool) -> None:
     from qlora_client.wanted import EVERY
 
     if listing.unreadable:
-        note(f"{len(listing.unreadable)} jobs have no readable record, among them {listing.unreadable[0]}.")
+        count, first = len(listing.unreadable), listing.unreadable[0]
+        many = f"{count} jobs have no readable record, among them {first}."
+        note(f"{many if count > 1 else f'{first} has no readable record.'} Why: qlora show {first}")
     if not listing.total:
         note(NO_JOBS)
     elif wanted != EVERY:
@@ -125,7 +127,7 @@ def _note_daemon(home: Home) -> None:
 
 def _note_fitting(fit: int, total: int, *, every: bool) -> None:
     if not fit:
-        note(f"None of {total} jobs fits.")
+        note(f"None of {total} jobs fits." if total > 1 else "The one job that there is does not fit.")
     elif fit == LISTED and not every:
         note(f"The newest {fit} that fit. All of them: qlora ls --all with the same options")
 

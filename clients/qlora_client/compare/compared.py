@@ -111,7 +111,8 @@ def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
 
 
 def _data(file: Mapping[str, Any]) -> str:
-    return f"{file.get('rows')} rows, {str(file.get('sha256'))[:8]}"
+    rows = file.get("rows")
+    return f"{rows} row{'' if rows == 1 else 's'}, {str(file.get('sha256'))[:8]}"
 
 
 def _results(

@@ -14,7 +14,7 @@ from qlora_client.doctor.topic import Topic
 from qlora_client.listing import job_ids
 from qlora_engine.job.events import parse_line
 from qlora_engine.job.record import utc_now
-from qlora_engine.job.text import duration, local_time
+from qlora_engine.job.text import duration, local_time, many
 
 RELEASED = datetime(2026, 11, 1, tzinfo=UTC)  # nothing here was written before
 AHEAD = timedelta(minutes=2)  # clocks that are kept by a network differ by less
@@ -77,7 +77,7 @@ def jumps(facts: ClockFacts) -> Verdict:
             f"It was set {len(lately)} times within a day, by up to {duration(max(map(abs, lately)))}.",
             "See to it that one program alone keeps it, and that the machine reaches a time server.",
         )
-    return ok(f"set {len(lately)} times within a day" if lately else "none within a day")
+    return ok(f"set {many(len(lately), 'time')} within a day" if lately else "none within a day")
 
 
 def _last_events(log: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from qlora_client.doctor.open_jobs import needs
 from qlora_client.doctor.topic import Topic
 from qlora_engine.host.reach import Answer, Reached, reach
 from qlora_engine.job.folder import Home
+from qlora_engine.job.text import many
 
 GUARDED = ("Documents", "Desktop", "Downloads", "Library/Mobile Documents")
 GRANT = "System Settings › Privacy & Security › Full Disk Access"
@@ -144,7 +145,7 @@ def data(facts: DataFacts) -> Verdict | None:
     refused = [item for item in facts.reached if item.answer is not Answer.READABLE]
     if refused:
         return error(f"{refused[0].path} cannot be read: {refused[0].why}.", _denied(refused[0].path, facts.system))
-    return ok(f"{len(facts.reached)} files and folders of jobs can be read")
+    return ok(f"{many(len(facts.reached), 'path')} of jobs can be read")
 
 
 def _some(paths: tuple[Path, ...] | list[Path]) -> str:
