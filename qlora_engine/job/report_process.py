@@ -36,12 +36,25 @@ def write_report(run: RunFolder) -> Path:
             f"The report was not written within {TIME_LIMIT:.0f} s.", where=str(run.path), remedy="Try again."
         ) from None
     except OSError as error:
-        raise ReportFailed(f"The report's process cannot be started: {said_by(error)}.", where=str(run.path)) from None
+        raise ReportFailed(
+            f"The report's process cannot be started: {said_by(error)}.", where=str(run.path), remedy="Try again."
+        ) from None
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"Its process ended with code {done.returncode}."]
-        bug = said[0].startswith("Traceback")
-        raise ReportFailed(f"The report cannot be written: {said[-1 if bug else 0]}", where=str(run.path))
+        raise _failed(run, done.returncode, done.stderr.strip().splitlines())
     return run.report
+
+
+def _failed(run: RunFolder, code: int, said: list[str]) -> ReportFailed:
+    """The writer's own error, which says what, where and the remedy on a line each; or what a bug has left of it."""
+    if said and not said[0].startswith("Traceback"):
+        remedy = next((line.partition("remedy: ")[2] for line in said if line.startswith("  remedy: ")), None)
+        return ReportFailed(said[0], where=str(run.path), remedy=remedy)
+    why = f"a bug, {said[-1]}" if said else f"its process ended with code {code}"
+    return ReportFailed(
+        f"The report cannot be written: {why.rstrip('.')}.",
+        where=str(run.path),
+        remedy=f"See all that is said, and report it: python -m {WRITER} {run.path}",
+    )
 
 
 def report_on(run: RunFolder, log: EventLog) -> None:

@@ -82,7 +82,7 @@ def _checked(config: dict[str, Any], where: str) -> ModelArgs:
         args: ModelArgs = ModelArgs.from_dict(config)
     except TypeError as error:  # a size is missing
         raise ConversionRefused(
-            f"The model's config.json is not that of a llama: {said_by(error)}.", where=where
+            f"The model's config.json is not that of a llama: {said_by(error)}.", where=where, remedy=REMEDY
         ) from None
     scaling = _rope_kind(args.rope_scaling)
     like_llama3 = scaling == "llama3" and all((args.rope_scaling or {}).get(key) == n for key, n in LLAMA3_ROPE.items())

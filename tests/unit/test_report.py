@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from qlora_client.cli import main
+from qlora_engine.job import report_process
 from qlora_engine.job.errors import SystemRefused
 from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.folder import Home, RunFolder
-from qlora_engine.job.report_process import report_on
+from qlora_engine.job.report_process import ReportFailed, report_on
 from qlora_engine.report.page import write_report
 from qlora_engine.report.plots import loss_plot, small_plots
 from qlora_engine.report.read import newest_branch, read_run
@@ -317,6 +318,17 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 65
     assert "is not a run folder" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_writer_refuses_is_told_once_and_with_its_remedy(tmp_path: Path) -> None:
+    """`The report cannot be written: The report cannot be written: …` and nothing to do about it."""
+    writer = RunWriter(tmp_path / "run")
+    writer.run.report.mkdir()
+    with pytest.raises(ReportFailed) as raised:
+        report_process.write_report(writer.run)
+    assert raised.value.what == "The report cannot be written: Is a directory."
+    assert raised.value.remedy is not None
+    assert raised.value.remedy.startswith("Name a run folder")
 
 
 def test_the_end_of_a_run_says_where_its_report_is(tmp_path: Path) -> None:
