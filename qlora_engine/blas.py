@@ -86,9 +86,11 @@ def recorded(run: RunFolder) -> Blas | None:
     """The BLAS that the run's first start found, if it has started and used one."""
     try:
         value = json.loads(run.runtime.read_bytes()).get("blas")
+        return Blas(**value) if value else None
     except FileNotFoundError:
         return None
-    return Blas(**value) if value else None
+    except (ValueError, TypeError, AttributeError):
+        return None  # damaged: training says so
 
 
 def find_library(choice: str) -> Path | None:

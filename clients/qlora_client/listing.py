@@ -180,6 +180,8 @@ def summary_of(run: RunFolder, hindrances: Callable[[], tuple[Hindrance, ...]] =
     """
     with open(run.state, "rb") as file:  # noqa: PTH123  # of 10,000 files
         record = json.loads(file.read())
+    if not isinstance(record, dict):
+        raise TypeError("it is not a JSON object")
     try:
         return Summary.of(RECORD.upgraded(record), hindrances)
     except NewerFormat:

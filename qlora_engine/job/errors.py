@@ -164,6 +164,12 @@ class CheckpointDamaged(QloradError):
     exit_code = Exit.DATAERR
 
 
+class RunDamaged(QloradError):
+    """A file of the run folder that nothing can be done without is missing or damaged."""
+
+    exit_code = Exit.DATAERR
+
+
 class ResumeRefused(QloradError):
     """The checkpoints of this run belong to another job file or to other data."""
 

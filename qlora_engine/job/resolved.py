@@ -36,6 +36,18 @@ class _Resolved(BaseModel):
         """
         return stored.parse(cls, path.read_bytes(), SPEC, path)[0]
 
+    @classmethod
+    def needed(cls, path: Path) -> Self:
+        """`load`, for a process that can do nothing without it.
+
+        Raises:
+            NewerFormat: as above.
+            RunDamaged: it is missing or damaged.
+            OSError: it cannot be read.
+        """
+        with stored.needed(path, "Submit the job again: the file that was submitted lies beside it."):
+            return cls.load(path)
+
 
 class ResolvedJob(_Resolved):
     """What training needs to know. Two equal resolved jobs train equal adapters."""

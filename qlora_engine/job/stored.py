@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from qlora_engine.job import durable
+from qlora_engine.job.errors import RunDamaged
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.formats import RECORD, SPEC, Format, NewerFormat, Value
 
@@ -41,6 +44,24 @@ def unknown_keys(error: ValidationError) -> str:
     unknown = (one["loc"] for one in error.errors(include_url=False) if one["type"] == "extra_forbidden")
     found = [".".join(map(str, place)) for place in unknown]
     return ", ".join(f"`{key:.60}`" for key in found[:3])
+
+
+@contextmanager
+def needed(path: Path, remedy: str) -> Iterator[None]:
+    """While a file is read that the run cannot do without.
+
+    Raises:
+        NewerFormat: a newer qlorad has written it.
+        RunDamaged: it is not there, or not what was written.
+    """
+    try:
+        yield
+    except NewerFormat:
+        raise
+    except FileNotFoundError:
+        raise RunDamaged(f"{path.name} of the run is missing.", where=str(path), remedy=remedy) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise RunDamaged(f"{path.name} of the run is damaged.", where=str(path), remedy=remedy) from None
 
 
 def migrate(run: RunFolder) -> tuple[int, int] | None:

@@ -75,7 +75,7 @@ def answers(question: Question) -> Iterator[dict[str, str]]:
         DataRejected: the chat template does not take a prompt.
     """
     run = RunFolder(question.run)
-    job = ResolvedJob.load(run.spec)
+    job = ResolvedJob.needed(run.spec)
     base = load_base(job)
     base.model.eval()
     kind = _format_of(job, run)

@@ -10,7 +10,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from qlora_engine.training.runtime import Runtime
 from qlora_engine.training.tree import flat
 
 MODELFILE = "Modelfile"
+NOT_WRITTEN = ("[write]", "[save_gguf]", "[save_safetensors]", "(os error ")
 
 
 def fuse(
@@ -106,7 +108,7 @@ class _Fusing:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         source = self.home.run(self.job.source)
-        trained = ResolvedJob.load(source.spec)
+        trained = ResolvedJob.needed(source.spec)
         with phase("load", self.log, self.pulse):
             base = load_base(trained, dequantize=False)
             types = {name: array.dtype for name, array in flat(base.model.parameters()).items()}
@@ -127,10 +129,11 @@ class _Fusing:
         with phase("write", self.log, self.pulse):
             made = work / result.name
             made.mkdir()
-            if about is None:
-                self._write_model(base, made)
-            else:
-                self._write_gguf(base, about, made)
+            with _writing(made):
+                if about is None:
+                    self._write_model(base, made)
+                else:
+                    self._write_gguf(base, about, made)
             durable.sync_contents(made, lambda: self.pulse.beat(0))
             durable.move(made, result)
         shutil.rmtree(work, ignore_errors=True)
@@ -224,6 +227,23 @@ class _Fusing:
     def _add(self, result: Path) -> str | None:
         name = self.job.spec.add_as
         return str(add_to_models(result, self.home, name, self.run.id)) if name else None
+
+
+@contextmanager
+def _writing(made: Path) -> Iterator[None]:
+    """A disk that is full as an error of the system, after which it is tried again.
+
+    MLX and the tokenizers' library raise what they raise for any other trouble, and say it in words alone.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = (str(error).splitlines() or [""])[0]
+        if not any(words in text for words in NOT_WRITTEN):
+            raise
+        raise SystemRefused(
+            f"The result cannot be written: {text}", where=str(made), remedy="Make room on the disk: `qlora clean`."
+        ) from None
 
 
 def _fused(module: nn.Module, wide: mx.Dtype | None) -> nn.Module:

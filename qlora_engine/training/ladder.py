@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from qlora_engine.job import durable, pulse
@@ -11,7 +12,7 @@ from qlora_engine.job.errors import OutOfMemory
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.exits import ExitRecord
 from qlora_engine.job.folder import RunFolder
-from qlora_engine.job.formats import LADDER
+from qlora_engine.job.formats import LADDER, NewerFormat
 from qlora_engine.job.spec import JobSpec
 
 SHORTEST = 128  # tokens; shorter sequences teach little
@@ -83,8 +84,22 @@ class Ladder:
         self._taken: list[dict[str, Any]] = []
         self.layout = Layout.of(spec)
         if run.ladder.exists():
-            kept = LADDER.upgraded(json.loads(run.ladder.read_bytes()), run.ladder)
-            self._taken, self.layout = kept["taken"], _within(Layout(**kept["layout"]), self.layout)
+            self._take_up(run.ladder)
+
+    def _take_up(self, file: Path) -> None:
+        """Go on with the rungs that were taken. Of a damaged file none is known: they are taken again as needed.
+
+        Raises:
+            NewerFormat: a newer qlorad has taken them.
+        """
+        try:
+            kept = LADDER.upgraded(json.loads(file.read_bytes()), file)
+            rungs = [{key: rung[key] for key in ("rung", "change", "reason", "after")} for rung in kept["taken"]]
+            self._taken, self.layout = rungs, _within(Layout(**kept["layout"]), self.layout)
+        except NewerFormat:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return
 
     def heed_last_attempt(self) -> None:
         """Step down if the attempt before this one was ended for want of memory.
@@ -93,12 +108,18 @@ class Ladder:
             OutOfMemory: no layout that the job allows needs less.
         """
         before = self._attempt - 1
-        ended = ExitRecord.load(self._run.exit(before)) if before > 0 else None
+        ended = self._end_of(before) if before > 0 else None
         if ended is None or ended.memory is None or any(taken["after"] == before for taken in self._taken):
             return
         heard = pulse.read(self._run.pulse)
         phase = heard.phase if heard is not None and heard.attempt == before else "train"
         self.step_down(ended.memory, phase, after=before)
+
+    def _end_of(self, attempt: int) -> ExitRecord | None:
+        try:
+            return ExitRecord.load(self._run.exit(attempt))
+        except ValueError:
+            return None  # damaged: as good as none, for the daemon, too
 
     def step_down(self, reason: str, phase: str, *, after: int | None = None) -> None:
         """Lay training out anew; written down before anything is said.

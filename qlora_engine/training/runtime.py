@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from qlora_engine import __version__, blas
-from qlora_engine.job import durable
+from qlora_engine.job import durable, stored
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.formats import RUNTIME
@@ -71,17 +71,23 @@ def settle(run: RunFolder, log: EventLog) -> Runtime:
     """The runtime of a run: recorded at its first start, compared at every later one.
 
     What differs is said by an `environment.changed` event; what can be chosen is taken as recorded.
+
+    Raises:
+        NewerFormat: a newer qlorad has recorded it.
+        RunDamaged: the record cannot be read.
     """
     now = Runtime.found()
-    try:
-        then = RUNTIME.upgraded(json.loads(run.runtime.read_bytes()), run.runtime)
-    except FileNotFoundError:
+    if not run.runtime.exists():
         durable.write_json(run.runtime, {"format": RUNTIME.current, **asdict(now)})
         return now
+    # Going on without it might round otherwise than until now, which a person may choose.
+    with stored.needed(run.runtime, "Delete it and go on: what it said is measured anew, and may round otherwise."):
+        then = RUNTIME.upgraded(json.loads(run.runtime.read_bytes()), run.runtime)
+        taken = replace(now, compiled=bool(then["compiled"]), chosen=dict(then.get("chosen", {})))
     for name, value in asdict(now).items():
         if name not in CHOSEN and then.get(name) != value:
             log.emit("environment.changed", name=name, then=then.get(name), now=value)
-    return replace(now, compiled=then["compiled"], chosen=then.get("chosen", {}))
+    return taken
 
 
 def recorded(run: RunFolder, name: str) -> Any:

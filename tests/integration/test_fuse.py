@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -15,8 +17,9 @@ import pytest
 from mlx_lm import load
 
 from qlora_client.api import Client
+from qlora_engine.job.errors import SystemRefused
 from qlora_engine.job.events import EventLog
-from qlora_engine.job.folder import Home
+from qlora_engine.job.folder import Home, RunFolder
 from qlora_engine.job.fuse_spec import FuseSpec
 from qlora_engine.job.models import describe
 from qlora_engine.job.pulse import Pulse
@@ -131,8 +134,8 @@ def test_a_fusing_is_cancelled_at_once_and_leaves_no_model(daemon: Daemon, clien
     assert not daemon.home.run(fused).model.exists()
 
 
-def types_of_fused(folder: Path, kind: str, stored: mx.Dtype, *, bits: int | None, dequantize: bool) -> set[mx.Dtype]:
-    """The types of what becomes of a base whose numbers have the type `stored`, by what was trained in float32."""
+def trained(folder: Path, kind: str, stored: mx.Dtype, *, bits: int | None) -> tuple[Home, str, Path]:
+    """A home with a run of adapters, its id, and its base, whose numbers have the type `stored`."""
     home, model = Home(folder / "home"), tiny.make_model(folder / "model", bits=bits, hidden=64)
     weights = mx.load(str(model / "model.safetensors"))
     assert isinstance(weights, dict)
@@ -147,11 +150,21 @@ def types_of_fused(folder: Path, kind: str, stored: mx.Dtype, *, bits: int | Non
     add_adapters(base, spec, DropoutKey(), recompute=False)
     trained = flat(base.model.trainable_parameters())
     save_adapters(run.adapters, {key: np.array(array.astype(mx.float32)) for key, array in trained.items()}, job)
+    return home, run.id, model
+
+
+def fused(home: Home, source: str, model: Path, **keys: Any) -> RunFolder:
+    """The run that fuses."""
     result = home.run("20261122-110000-fused")
-    result.path.mkdir()
-    wanted = FuseSpec(fuse="one", dequantize=dequantize)
-    fusing = ResolvedFuse(spec=wanted, source=run.id, model=str(model), model_path=str(model))
-    fuse(fusing, home, result, log=EventLog([]), pulse=Pulse(None, 0))
+    result.path.mkdir(exist_ok=True)
+    job = ResolvedFuse(spec=FuseSpec(fuse="one", **keys), source=source, model=str(model), model_path=str(model))
+    fuse(job, home, result, log=EventLog([]), pulse=Pulse(None, 0))
+    return result
+
+
+def types_of_fused(folder: Path, kind: str, stored: mx.Dtype, *, bits: int | None, dequantize: bool) -> set[mx.Dtype]:
+    """The types of what becomes of a base whose numbers have the type `stored`, by what was trained in float32."""
+    result = fused(*trained(folder, kind, stored, bits=bits), dequantize=dequantize)
     made = mx.load(str(result.model / "model.safetensors"))
     assert isinstance(made, dict)
     return {array.dtype for array in made.values() if array.ndim > 1}
@@ -171,3 +184,24 @@ def test_what_is_fused_has_the_types_of_its_base(tmp_path: Path, kind: str, bits
 def test_of_a_float32_base_the_matrices_become_16_bits_wide(tmp_path: Path, kind: str) -> None:
     """`dequantize` promises 16 bits, and the room on the disk is reckoned with them."""
     assert types_of_fused(tmp_path, kind, mx.float32, bits=None, dequantize=True) == {mx.bfloat16}
+
+
+@pytest.mark.parametrize("keys", [{}, {"export": "gguf"}])
+@pytest.mark.parametrize("room", [2_000, 30_000])  # of which the tokenizer's file takes more, too
+def test_a_disk_that_fills_is_a_refusal_and_what_was_begun_is_made_anew(
+    tmp_path: Path, keys: dict[str, str], room: int
+) -> None:
+    """MLX says it in words alone. Taken for a bug, it would end a job that only has to wait for room."""
+    home, source, model = trained(tmp_path, "lora", mx.float16, bits=4)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(SystemRefused, match=r"cannot be written|not whole"):
+            fused(home, source, model, **keys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    run = home.run("20261122-110000-fused")
+    assert not run.model.exists()
+    assert not run.gguf.exists()
+    assert fused(home, source, model, **keys).path == run.path
+    assert (run.gguf if keys else run.model).is_dir()

@@ -12,6 +12,7 @@ import pytest
 
 import qlora_client
 from qlora_client.api import Client, JobHasEnded, WaitEnded
+from qlora_client.listing import overview
 from qlora_client.records import RecordUnreadable, list_records
 from qlora_engine.job.errors import DaemonUnavailable, JobRejected, NoJobFile, NoSuchJob
 from qlora_engine.job.lock import held
@@ -63,15 +64,18 @@ def test_what_is_no_run_folder_is_left_alone(client: Client) -> None:
     assert len(client.jobs()) == 1
 
 
-def test_a_job_that_vanishes_is_left_out_and_a_damaged_one_is_named(client: Client) -> None:
+@pytest.mark.parametrize("content", ["{torn", "[]", "7", "null", "{}"])
+def test_a_job_that_vanishes_is_left_out_and_a_damaged_one_is_named(client: Client, content: str) -> None:
     """One bad run folder must not hide all other jobs, nor be hidden itself."""
     for job_id in JOBS:
         make_job(client, job_id)
-    client.home.run(JOBS[0]).state.write_text("{torn")
+    client.home.run(JOBS[0]).state.write_text(content)
     (client.home.runs / "20261124-000000-gone").symlink_to(client.home.runs / "nowhere")
     listing = list_records(client.home)
     assert [job.id for job in listing.jobs] == [JOBS[2], JOBS[1]]
     assert listing.unreadable == [JOBS[0]]
+    lines = overview(client.home)
+    assert ([job.id for job in lines.jobs], lines.unreadable) == ([JOBS[2], JOBS[1]], [JOBS[0]])
     with pytest.raises(RecordUnreadable, match=JOBS[0]):
         client.job(JOBS[0])
 

@@ -140,6 +140,20 @@ def test_a_crash_makes_all_be_compiled_again(
     assert (cache.lend(tmp_path / "second") > 0) is kept
 
 
+def test_an_attempt_does_not_take_what_one_left_whose_worker_was_killed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure cuts a kernel off while it is compiled; MLX takes it as it is, and the job would fail for it."""
+    monkeypatch.setenv("QLORA_TEST_END", "0")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    run = RunFolder(tmp_path / "run")
+    left = attempt(run.path, ".tmp")
+    assert files_of(left)
+    with TrainingProcess(run, 2, {}, tmp_path / "kernels", task_module="support.ending_task") as training:
+        assert files_of(left) == {}
+        training.record_exit()
+
+
 def test_a_disk_that_takes_nothing_is_no_trouble_of_the_job(tmp_path: Path, cache: KernelCache) -> None:
     """Trained to its end, a job must not fail for kernels, nor for a line that says so."""
     run = RunFolder(tmp_path / "run")

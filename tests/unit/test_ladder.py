@@ -15,6 +15,7 @@ from qlora_engine.job.errors import OutOfMemory
 from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.exits import ExitRecord
 from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.formats import NewerFormat
 from qlora_engine.job.pulse import Pulse
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.training.ladder import Ladder, Layout, next_rung
@@ -128,6 +129,35 @@ def test_an_attempt_heeds_how_the_one_before_it_ended(tmp_path: Path) -> None:
     assert third.layout == Layout(True, 1, 2048)
     assert folder.rungs == ["recompute", "split"]
     assert third.as_json()["rungs"] == ["recompute", "split"]
+
+
+DAMAGED = [b"", b'{"format": 1, "layout": {"rec', b"\xff\xfe", b"[]", b"{}", b"null"]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_an_end_that_cannot_be_read_is_none(tmp_path: Path, content: bytes) -> None:
+    """The daemon takes it so, too, and lets the job go on: its next attempt must not fail for it."""
+    folder = Folder(tmp_path, batch_size=8)
+    folder.run.exit(1).write_bytes(content)
+    ladder = folder.ladder(2)
+    ladder.heed_last_attempt()
+    assert ladder.layout == Layout(False, 8, 2048)
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_rungs_that_cannot_be_read_are_taken_again(tmp_path: Path, content: bytes) -> None:
+    """Checkpoints and all else are there: a damaged record of rungs must not end the job."""
+    folder = Folder(tmp_path, batch_size=8)
+    folder.ladder(1).step_down("x", "train")
+    folder.run.ladder.write_bytes(content)
+    ladder = folder.ladder(2)
+    assert ladder.layout == Layout(False, 8, 2048)
+    ladder.step_down("y", "train")
+    assert folder.ladder(3).layout == Layout(True, 8, 2048)
+    newer = json.loads(folder.run.ladder.read_bytes()) | {"format": 99}
+    durable.write_json(folder.run.ladder, newer)
+    with pytest.raises(NewerFormat):
+        folder.ladder(4)
 
 
 def test_a_step_down_is_taken_once_for_each_end(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from qlora_engine import blas
 from qlora_engine.job.datafiles import check_folder
-from qlora_engine.job.errors import DataRejected, OutOfMemory
+from qlora_engine.job.errors import DataRejected, Exit, OutOfMemory, RunDamaged
 from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.formats import NewerFormat
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec, Memory
 from qlora_engine.training import checkpoint, choices
@@ -425,3 +427,34 @@ def test_an_error_of_another_kind_is_no_want_of_memory(
     with pytest.raises(RuntimeError, match="matmul"):
         run.go()
     assert not run.folder.ladder.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": 1, "chosen": {"pack', b"[]", b"{}"])
+def test_a_record_of_the_environment_that_cannot_be_read_is_an_error_with_a_remedy(
+    tmp_path: Path, model: Path, data: Path, content: bytes
+) -> None:
+    """Measured anew, the rest of the run might round otherwise than its beginning, which is for a person to say."""
+    run = Run(tmp_path / "run", model, data)
+    run.go(stop_at={"event": "training.step", "step": 4})
+    run.folder.runtime.write_bytes(content)
+    assert blas.recorded(run.folder) is None  # what is needed before training begins does not stumble over it
+    with pytest.raises(RunDamaged, match=r"runtime\.json") as caught:
+        run.go()
+    assert "Delete it" in str(caught.value.remedy)
+    run.folder.runtime.unlink()
+    assert run.go() is Outcome.DONE
+    assert run.said("training.resumed")
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"format": 1, "spec": {"mod', b"[]", b"{}"])
+def test_a_resolved_job_that_cannot_be_read_ends_its_job(tmp_path: Path, content: bytes | None) -> None:
+    """As a refusal of the system, a file that is missing would be waited for without end."""
+    spec = tmp_path / "spec.json"
+    if content is not None:
+        spec.write_bytes(content)
+    with pytest.raises(RunDamaged, match=r"spec\.json") as caught:
+        ResolvedJob.needed(spec)
+    assert caught.value.exit_code is Exit.DATAERR
+    spec.write_text('{"format": 99}')
+    with pytest.raises(NewerFormat):
+        ResolvedJob.needed(spec)

@@ -108,7 +108,7 @@ def _train(run: RunFolder, log: EventLog, attempt: int, stop: StopRequest, setti
             from qlora_engine.training.runtime import Runtime  # noqa: PLC0415
             from qlora_engine.training.token_cache import TokenCache  # noqa: PLC0415
 
-            job = ResolvedJob.load(run.spec)
+            job = ResolvedJob.needed(run.spec)
         pulse = Pulse(run.pulse, attempt)
         cache = TokenCache.of(settings.folders, settings.token_cache_gb)
         found = Runtime.found()
@@ -154,7 +154,7 @@ def _fuse(run: RunFolder, log: EventLog, attempt: int, settings: EngineSettings)
     try:
         from qlora_engine.training.fuse import fuse  # noqa: PLC0415  # seconds of imports
 
-        job = ResolvedFuse.load(run.spec)
+        job = ResolvedFuse.needed(run.spec)
         pulse = Pulse(run.pulse, attempt)
         fuse(job, settings.folders, run, log=log, pulse=pulse, memory_share=settings.memory_share)
     except Exception as error:  # noqa: BLE001  # as above

@@ -48,6 +48,8 @@ class TrainingProcess:
         task_module: str = TASK_MODULE,
     ) -> None:
         self._run, self._attempt, self._kernels = run, attempt, kernels
+        # What an attempt left whose worker was killed with it may be cut off, and MLX takes kernels as they are.
+        shutil.rmtree(run.temporary, ignore_errors=True)
         run.temporary.mkdir(mode=0o700, exist_ok=True)
         self._memory = MemoryWatch(run.output)
         self._killed = False
