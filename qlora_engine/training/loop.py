@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qlora_engine.job.datafiles import Split
 from qlora_engine.job.errors import TrainingFailed
@@ -112,6 +112,8 @@ class Loop:
         result = self.evaluate("valid", self.trainer.spec.val_batches, progress.step)
         if result is None:
             return progress
+        if result.tokens == 0:  # rows whose answers are cut off, say: that measures nothing, for better or worse
+            return replace(progress, validated=progress.step)
         progress = progress.after_validation(result.loss, self.trainer.spec.early_stopping)
         if progress.stopped_early:
             self.trainer.log.emit(

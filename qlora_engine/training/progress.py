@@ -102,7 +102,7 @@ class Progress:
         # NaN is less than nothing, so it is never the best.
         best = loss < (math.inf if self.best_loss is None else self.best_loss)
         better = loss < (math.inf if self.lowest is None else self.lowest - (stopping.min_delta if stopping else 0.0))
-        worse = 0 if better else self.worse + 1
+        worse = 0 if better or self.step == 0 else self.worse + 1  # nothing was trained that could have made it worse
         return replace(
             self,
             validated=self.step,

@@ -458,3 +458,17 @@ def test_a_resolved_job_that_cannot_be_read_ends_its_job(tmp_path: Path, content
     spec.write_text('{"format": 99}')
     with pytest.raises(NewerFormat):
         ResolvedJob.needed(spec)
+
+
+def test_validation_rows_without_targets_neither_stop_a_run_nor_are_its_best(
+    tmp_path: Path, model: Path, data: Path
+) -> None:
+    """Prompts that fill max_seq_length leave no answer: a run that ended there had not trained at all, and was done."""
+    copy = shutil.copytree(data, tmp_path / "data")
+    (copy / "valid.jsonl").write_text(json.dumps({"prompt": "9" * 80, "completion": "odd"}) + "\n")
+    keys = {"mask_prompt": True, "max_seq_length": 64, "steps_per_eval": 2, "keep": "best"}
+    run = Run(tmp_path / "run", model, copy, iters=6, early_stopping={"patience": 1}, **keys)
+    assert run.go() is Outcome.DONE
+    assert [event["tokens"] for event in run.said("validation")] == [0, 0, 0, 0]
+    assert run.said("training.early_stopped") == []
+    assert (run.done["step"], run.done["kept"], run.done["loss_after"]) == (6, "last", None)

@@ -117,6 +117,7 @@ def test_a_loss_that_is_no_number_is_never_the_best() -> None:
     [
         ([3.0, 2.0, 1.0, 0.5], 1, 0.0, None),
         ([3.0, 3.0], 1, 0.0, 1),  # no improvement is none
+        ([math.nan, 2.0, 1.0], 1, 0.0, None),  # before the first step nothing can have been made worse
         ([3.0, 2.0, 2.1, 2.2], 2, 0.0, 3),
         ([3.0, 2.0, 2.1, 1.9, 2.0, 2.0], 2, 0.0, 5),  # an improvement begins the count anew
         ([3.0, 2.85, 2.7, 2.55, 2.4], 2, 0.25, None),  # together they are one: measured from the lowest that counted
