@@ -81,7 +81,7 @@ def settle(run: RunFolder, log: EventLog) -> Runtime:
         durable.write_json(run.runtime, {"format": RUNTIME.current, **asdict(now)})
         return now
     # Going on without it might round otherwise than until now, which a person may choose.
-    with stored.needed(run.runtime, "Delete it, then `qlora retry`: what it said is measured anew, and may round otherwise."):
+    with stored.needed(run.runtime, "Delete it, then `qlora retry`: all is measured anew, and may round otherwise."):
         then = RUNTIME.upgraded(json.loads(run.runtime.read_bytes()), run.runtime)
         taken = replace(now, compiled=bool(then["compiled"]), chosen=dict(then.get("chosen", {})))
     for name, value in asdict(now).items():

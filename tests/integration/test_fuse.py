@@ -17,7 +17,7 @@ import pytest
 from mlx_lm import load
 
 from qlora_client.api import Client
-from qlora_engine.job.errors import SystemRefused
+from qlora_engine.job.errors import RunDamaged, SystemRefused
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import Home, RunFolder
 from qlora_engine.job.fuse_spec import FuseSpec
@@ -205,3 +205,11 @@ def test_a_disk_that_fills_is_a_refusal_and_what_was_begun_is_made_anew(
     assert not run.gguf.exists()
     assert fused(home, source, model, **keys).path == run.path
     assert (run.gguf if keys else run.model).is_dir()
+
+
+def test_a_source_that_is_gone_ends_the_fusing(tmp_path: Path) -> None:
+    """As a refusal of the system it would be waited for without end."""
+    home, source, model = trained(tmp_path, "lora", mx.float16, bits=4)
+    home.run(source).spec.unlink()
+    with pytest.raises(RunDamaged, match=source):
+        fused(home, source, model)
