@@ -243,8 +243,8 @@ def check_learned(progress: Progress) -> None:
             "No optimizer step of the run could be applied.",
             where=f"{progress.step} micro-batches, {progress.tokens} targets",
             remedy="Look at the `guard.dropped` events: they name the rows and the values that were wrong. Where there "
-            "are none, the rows of these micro-batches have nothing to learn: raise iters, and see `nothing_to_learn` in "
-            "the event `data.loaded`.",
+            "are none, the rows of these micro-batches have nothing to learn: raise iters; `nothing_to_learn` in the "
+            "event `data.loaded` says how many are such rows.",
         )
 
 
