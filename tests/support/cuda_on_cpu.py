@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qlora_engine.training.adapter_kernels import MULTIPLY
 from qlora_engine.training.cuda import Kernel
+from qlora_engine.training.tensor_cores import MULTIPLY
 
 AXES = 8
 C_TYPES = {"float16": "_Float16", "float32": "float", "uint32": "uint32_t"}
