@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -256,7 +255,8 @@ def test_a_job_that_is_retried_while_it_is_followed_is_followed_on(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its record says that it goes on before its events do, and the wait after one end is not that after another."""
-    monkeypatch.setattr("qlora_client.follow.FINAL_EVENT_SECONDS", 0.2)
+    now = 100.0
+    monkeypatch.setattr("qlora_client.follow.time.monotonic", lambda: now)
     store(run, *TRAINS, State.FAILED)
     tail = JobTail(run)
     assert tail.read() == []
@@ -266,7 +266,7 @@ def test_a_job_that_is_retried_while_it_is_followed_is_followed_on(
     assert not tail.ended
     append(run.events, line("job.state", to="queued"))
     assert len(tail.read()) == 1
-    time.sleep(0.2)
+    now += FINAL_EVENT_SECONDS
     store(run, State.CANCELLED)
     assert tail.read() == []
     assert not tail.ended
