@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from qlora_engine import launch
+from qlora_engine import launch, run_ahead
 from qlora_engine.job.events import EventLog, file_sink
 from qlora_engine.job.examine import examine
 from qlora_engine.job.folder import RunFolder
@@ -116,6 +116,9 @@ if __name__ == "__main__":
     parser.add_argument("job", type=Path)
     arguments = parser.parse_args()
     wanted = launch.environment("auto", None)
+    if launch.on_cuda():
+        home = EngineSettings.read().folders.path
+        wanted |= run_ahead.variables(examine(arguments.job, home=home, base=arguments.job.absolute().parent))
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})  # noqa: S606
     print(json.dumps(measure(arguments.job)))

@@ -43,7 +43,7 @@ def train(
         job = _examine(job_file, settings)
         folder = _run_folder(run, job)
         start_again = partial(_start_again, sys.argv[1:] if run else [*sys.argv[1:], "--run", str(folder.path)])
-        _with_blas(settings, folder, start_again)
+        _in_its_environment(settings, folder, start_again)
         code = _train(job, folder, settings, as_json, start_again)
     except (QloradError, OSError) as caught:
         error = caught if isinstance(caught, QloradError) else refused_by_system(caught)
@@ -76,9 +76,9 @@ def _run_folder(chosen: Path | None, job: ResolvedJob) -> RunFolder:
     return folder
 
 
-def _with_blas(settings: EngineSettings, folder: RunFolder, start_again: StartAgain) -> None:
-    """Start this program again with the BLAS library before MLX's, where that is needed."""
-    wanted = launch.environment(settings.cpu_blas, folder)
+def _in_its_environment(settings: EngineSettings, folder: RunFolder, start_again: StartAgain) -> None:
+    """Start this program again with what MLX reads when it is imported, and the BLAS library before its own."""
+    wanted = launch.training_environment(settings.cpu_blas, folder, settings.memory_share)
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         start_again(wanted)
 

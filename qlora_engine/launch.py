@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
-from qlora_engine import blas
+from qlora_engine import blas, run_ahead
 from qlora_engine.job.folder import RunFolder
 
 CUDA_BUILDS = ("mlx-cuda-13", "mlx-cuda-12")
-# MLX's CUDA backend runs ahead by up to ten buffers of operations, and what they hold stays held. With its own
-# sizes a 7B base at 512 tokens, checkpointed, peaked at 8.2 GB on an H100; with these at 5.5 GB, 3% slower.
-RUN_AHEAD = {"MLX_MAX_OPS_PER_BUFFER": "10", "MLX_MAX_MB_PER_BUFFER": "100"}
 
 
 def environment(cpu_blas: str, run: RunFolder | None) -> dict[str, str]:
-    """The variables that a training process needs beside those of its parent.
+    """The variables that a process which computes needs beside those of its parent.
 
     Args:
         cpu_blas: `auto`, `off`, or the path of a library (QLORAD_CPU_BLAS).
@@ -23,11 +18,22 @@ def environment(cpu_blas: str, run: RunFolder | None) -> dict[str, str]:
     Raises:
         BadSetting: the library does not exist.
     """
-    return run_ahead() | blas.training_environment(cpu_blas, run)
+    return (run_ahead.variables(None) if on_cuda() else {}) | blas.training_environment(cpu_blas, run)
 
 
-def run_ahead() -> dict[str, str]:
-    """How far MLX's CUDA backend may run ahead; nothing on other backends, and what a person set stays."""
-    if not any(blas.installed(build) for build in CUDA_BUILDS):
-        return {}
-    return {name: os.environ.get(name, value) for name, value in RUN_AHEAD.items()}
+def training_environment(cpu_blas: str, run: RunFolder, memory_share: float) -> dict[str, str]:
+    """The same for the process that trains a run.
+
+    Args:
+        memory_share: of the device's memory, how much any job may use.
+
+    Raises:
+        BadSetting: as above.
+    """
+    found = environment(cpu_blas, run)
+    return found | run_ahead.variables(run_ahead.job_of(run), memory_share) if on_cuda() else found
+
+
+def on_cuda() -> bool:
+    """Whether MLX's CUDA build is installed here."""
+    return any(blas.installed(build) for build in CUDA_BUILDS)

@@ -24,7 +24,7 @@ LANES, TILE = 32, 16  # threads of a warp, and rows of its smallest product
 # With more ahead a multiprocessor's registers would do for one block of sixteen warps, and three siblings of 768 rows
 # are 144 blocks: a few of them would begin when all others have ended.
 INNER_WARPS, INNER_AHEAD = 16, 2
-OUTER_WARPS, OUTER_AHEAD = 8, 2
+OUTER_WARPS, OUTER_AHEAD = 4, 2
 ADD_WARPS, ADD_TILES = 4, 4
 
 # A block has a tile of rows and some ranks of a layer; its warps share the columns.

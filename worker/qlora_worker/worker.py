@@ -95,7 +95,8 @@ class TrainingWorker(SpawnWorker):
             ExitRecord.of(Exit.TEMPFAIL, attempt=attempt, started=now, ended=now).store(run.exit(attempt))
             return
         home = str(self._settings.folders.path)  # absolute: the daemon finds its training processes by it
-        environment = {**launch.environment(self._settings.cpu_blas, run), "QLORAD_HOME": home}
+        wanted = launch.training_environment(self._settings.cpu_blas, run, self._settings.memory_share)
+        environment = {**wanted, "QLORAD_HOME": home}
         kernels = self._settings.folders.kernels
         with TrainingProcess(run, attempt, environment, kernels, task_module=self._task_module) as training:
             self._training = training
