@@ -10,49 +10,12 @@ import mlx.core as mx
 from mlx import nn
 
 from qlora_engine.training import join_kernel
-from qlora_engine.training.adapter_products import UPRIGHT, ByKernels, InBlocks, Matrices, Products
-from qlora_engine.training.cuda import EIGHT, Compared, Pair, has_tensor_cores
+from qlora_engine.training.adapter_products import UPRIGHT, ByKernels, Matrices, Products
+from qlora_engine.training.cuda import Compared, Pair, has_tensor_cores
 from qlora_engine.training.lowrank import LowRank
 from qlora_engine.training.siblings import Siblings, groups_of
 
 MOST = 1 << 27  # numbers of an array to measure with: many rows of a whole vocabulary would take more than a step does
-
-
-def pair_of_blocks(model: nn.Module, _rows: int, kind: mx.Dtype) -> Pair | None:
-    """The kernels for blocks of the largest siblings; None where nothing would use them."""
-    found = _with_blocks(model)
-    if not found:
-        return None
-    group = max(found, key=lambda group: len(group.members))
-    shape = group.members[0].lora_b.shape[0], sum(group.widths)
-
-    def compared(*, kernels: bool) -> Compared:
-        blocks = InBlocks(group.widths)
-        blocks.kernels = kernels
-
-        def there_and_back(x: mx.array, cotangent: mx.array) -> list[mx.array]:
-            b = blocks.unready(x)
-            return [blocks.ready(b + cotangent), b]
-
-        return there_and_back
-
-    x, cotangent = (
-        mx.random.normal((shape[1], n * shape[0]), key=mx.random.key(n)).astype(kind) for n in (len(group.members), 1)
-    )
-    return Pair(compared(kernels=False), compared(kernels=True), x, cotangent)
-
-
-def use_for_blocks(model: nn.Module) -> int:
-    """Have siblings use kernels of our own for their blocks; how many do."""
-    found = _with_blocks(model)
-    for group in found:
-        group.in_blocks.kernels = True
-    return len(found)
-
-
-def _with_blocks(model: nn.Module) -> list[Siblings]:
-    """Siblings whose rank the kernels can take."""
-    return [group for group in groups_of(model) if group.members[0].lora_b.shape[0] % EIGHT == 0]
 
 
 def pair_of_products(model: nn.Module, rows: int, kind: mx.Dtype) -> Pair | None:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import mlx.core as mx
 import numpy as np
 
-from qlora_engine.training import adapter_kernels, block_kernels
+from qlora_engine.training import adapter_kernels
 from qlora_engine.training.adapter_kernels import Layout
 
 Matrices = tuple[mx.array, mx.array]
@@ -97,21 +97,16 @@ class InBlocks:
 
     Args:
         widths: outputs of each layer.
-
-    Attributes:
-        kernels: blocks are made and undone by those of `block_kernels`.
     """
 
     flat = False
-    kernels = False
 
     def __init__(self, widths: Sequence[int]) -> None:
         self._count, self._ends = len(widths), list(itertools.accumulate(widths))
         whose = np.repeat(np.arange(len(widths)), widths)  # (E,)
         self._own = mx.array(whose[:, None] == np.arange(len(widths)))[..., None]  # bool (E, n, 1)
         self._rows = mx.array(np.arange(len(whose)) * len(widths) + whose)  # of (E × n, rank), those that are not zero
-        self._whose = mx.array(whose.astype(np.uint32))
-        mx.eval(self._own, self._rows, self._whose)
+        mx.eval(self._own, self._rows)
 
     def laid(self, adapters: Sequence[Matrices]) -> Matrices:
         """Transposed and below each other."""
@@ -124,15 +119,7 @@ class InBlocks:
 
     def ready(self, b: mx.array) -> mx.array:
         """In blocks, (E, n × rank)."""
-        if self.kernels:
-            return block_kernels.spread(b, self._whose, self._count)
         return mx.where(self._own, b[:, None], mx.zeros((), b.dtype)).reshape(b.shape[0], -1)
-
-    def unready(self, gradient: mx.array) -> mx.array:
-        """The gradient of B from that of its blocks."""
-        if self.kernels:
-            return block_kernels.gather(gradient, self._whose, self._count)
-        return gradient.reshape(-1, gradient.shape[1] // self._count)[self._rows]
 
     def inner(self, x: mx.array, a: mx.array) -> mx.array:
         """x @ A, (N, n × rank)."""
@@ -152,7 +139,11 @@ class InBlocks:
 
     def gradients(self, x: mx.array, back: mx.array, inner: mx.array, cotangent: mx.array) -> Matrices:
         """Those of A, (n × rank, D), and B, (E, rank)."""
-        return back.T @ x, self.unready(cotangent.T @ inner)
+        return back.T @ x, self._unready(cotangent.T @ inner)
+
+    def _unready(self, gradient: mx.array) -> mx.array:
+        """The gradient of B from that of its blocks."""
+        return gradient.reshape(-1, gradient.shape[1] // self._count)[self._rows]
 
 
 class ByKernels:

@@ -19,7 +19,6 @@ PAIRS: dict[str, Callable[[nn.Module, int, mx.Dtype], Pair | None]] = {
     "rotary": rotary.pair,
     "norms": norms.pair,
     "gated": gated.pair,
-    "siblings": adapter_pairs.pair_of_blocks,
     "adapters": adapter_pairs.pair_of_products,
     "gradients": adapter_pairs.pair_of_joining,
 }
@@ -83,7 +82,5 @@ def use(model: nn.Module, names: Collection[str], longest: int) -> None:
         norms.replace_norms(model)
     if "gated" in names:
         gated.use_kernels(model)
-    if "siblings" in names:
-        adapter_pairs.use_for_blocks(model)
     if "adapters" in names:
         adapter_pairs.use_for_products(model)

@@ -49,17 +49,6 @@ def _plain(both: mx.array) -> mx.array:
     return gate * mx.sigmoid(gate) * up
 
 
-def _spread(inputs: Arrays, known: Any) -> Arrays:
-    b, whose = inputs
-    return [b[:, None] * (whose[:, None] == mx.arange(known["MEMBERS"]))[..., None]]
-
-
-def _gather(inputs: Arrays, known: Any) -> Arrays:
-    blocks, whose = inputs
-    mine = (whose[:, None] == mx.arange(known["MEMBERS"]))[..., None]
-    return [(blocks.reshape(len(blocks), known["MEMBERS"], -1) * mine).sum(axis=1)]
-
-
 class _Layers:
     """What of an array is each layer's, by the layout that a kernel of adapters gets."""
 
@@ -110,8 +99,6 @@ STAND_INS: dict[str, Callable[[Arrays, Any], Arrays]] = {
     "qlorad_norm_back": _norm_back,
     "qlorad_gated": _gated,
     "qlorad_gated_back": _gated_back,
-    "qlorad_spread": _spread,
-    "qlorad_gather": _gather,
     "qlorad_inner": _inner,
     "qlorad_outer": _outer,
     "qlorad_add_product": _add,

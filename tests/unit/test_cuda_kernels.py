@@ -15,7 +15,6 @@ from mlx_lm.models import rope_utils
 from qlora_engine.training import (
     adapter_kernels,
     adapter_pairs,
-    block_kernels,
     cuda,
     gated,
     gated_kernels,
@@ -119,19 +118,6 @@ def test_dequantization(group: int, tmp_path: Path) -> None:
     near(found, mx.dequantize(*parts, group, unpack.BITS))
 
 
-def test_blocks_of_siblings(tmp_path: Path) -> None:
-    """There and back, of three members that are not of one width."""
-    whose = np.repeat(np.arange(3, dtype=np.uint32), [5, 2, 4])
-    b = drawn(11, 16)
-    settings: dict[str, Any] = {"block": BLOCK, "constants": {"MEMBERS": 3, "RANK": 16}, "folder": tmp_path}
-    (blocks,) = run(block_kernels.SPREAD, [b, whose], threads=11 * 6, shapes=[(11, 48)], **settings)
-    (again,) = run(block_kernels.GATHER, [blocks, whose], threads=11 * 2, shapes=[(11, 16)], **settings)
-    expected = np.zeros((11, 3, 16), np.float16)
-    expected[np.arange(11), whose] = b
-    np.testing.assert_array_equal(blocks.reshape(11, 3, 16), expected)
-    np.testing.assert_array_equal(again, b)
-
-
 def test_gradients_joined(tmp_path: Path) -> None:
     """Of as many sizes as there are, in their order; a last block has some to spare."""
     arrays = [drawn(size) for size in (64, 192, 64, 128)]
@@ -160,7 +146,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize(
-    "names", [[], ["rotary"], ["norms"], ["gated"], ["siblings"], ["adapters"], ["gradients"], list(own_kernels.PAIRS)]
+    "names", [[], ["rotary"], ["norms"], ["gated"], ["adapters"], ["gradients"], list(own_kernels.PAIRS)]
 )
 def test_a_model_that_uses_them_learns_the_same(names: list[str], together: bool, recomputed: bool) -> None:
     """Each by itself and all of them: loss and every gradient."""
@@ -248,14 +234,13 @@ def test_every_part_that_can_uses_them() -> None:
     model = with_adapters(llama_model(hidden=256), rank=8)
     replace_lora(model)
     gated.replace_gated(model)
-    groups = bring_together(model)
+    bring_together(model)
     for _ in range(2):
         own_kernels.use(model, list(own_kernels.PAIRS), 64)
     parts = [module for _, module in model.named_modules()]
     assert sum(isinstance(part, rotary.Turned) for part in parts) == 2
     assert sum(isinstance(part, norms.Normalized) for part in parts) == 5
     assert sum(isinstance(part, gated.Gated) and part.kernels for part in parts) == 2
-    assert [group.in_blocks.kernels for group in groups] == [True] * 4
     assert all(isinstance(group.how, ByKernels) for group in groups_of(model))
     assert len(groups_of(model)) == 8
     first, second = (layer.self_attn.rope for layer in model.layers)
