@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -22,6 +23,17 @@ class InPlainWords(TyperGroup):
         except typer.BadParameter as error:
             error.message = in_plain_words(error.message, getattr(error.param, "type", None))
             raise
+
+
+def finite(value: float) -> float:
+    """A number of the command line, for `callback`: what is no number is neither below a range nor above it.
+
+    Raises:
+        BadParameter: it is NaN or infinite.
+    """
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a valid float.")
+    return value
 
 
 def in_plain_words(message: str, kind: object) -> str:

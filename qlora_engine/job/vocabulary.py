@@ -480,6 +480,9 @@ EVENTS: dict[str, EventType] = {
         },
         "warning",
     ),
+    "ladder.damaged": EventType(
+        "How training had stepped down cannot be read; it steps down again if memory runs out.", _FILE, "warning"
+    ),
     "training.stalled": EventType(
         "No progress for longer than this phase may take: the process is stopped, and the job goes on from its "
         "checkpoint.",

@@ -103,6 +103,8 @@ def _incident(event: Event) -> str | None:  # noqa: PLR0911  # one case a kind o
             )
         case "tokens.not_kept":
             return f"tokens are not kept for the next start: {_text(event, 'what')} ({_text(event, 'path')})"
+        case "ladder.damaged":
+            return f"how training had stepped down cannot be read, so it may do so anew ({_text(event, 'path')})"
         case "checkpoint.damaged":
             return f"checkpoint passed over: {_text(event, 'what')} ({_text(event, 'path')})"
         case "guard.dropped":

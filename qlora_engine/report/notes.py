@@ -21,6 +21,7 @@ KINDS: dict[str, str | None] = {
     "guard.dropped": "dropped",
     "guard.rolled_back": "rolled back",
     "ladder.rung": "out of memory",
+    "ladder.damaged": None,
     "training.stalled": "stalled",
     "training.early_stopped": "stopped early",
     "training.stopping": None,

@@ -76,7 +76,7 @@ class Ladder:
         run: the run folder.
         spec: the job.
         attempt: which attempt this process is.
-        log: receives `ladder.rung`.
+        log: receives `ladder.rung` and `ladder.damaged`.
     """
 
     def __init__(self, run: RunFolder, spec: JobSpec, attempt: int, log: EventLog) -> None:
@@ -99,7 +99,7 @@ class Ladder:
         except NewerFormat:
             raise
         except (ValueError, KeyError, TypeError, AttributeError):
-            return
+            self._log.emit("ladder.damaged", path=str(file))
 
     def heed_last_attempt(self) -> None:
         """Step down if the attempt before this one was ended for want of memory.

@@ -39,6 +39,7 @@ EVENTS_OF_A_RUN: list[dict[str, Any]] = [
      "kept": "last", "kept_step": 100, "adapters": "/runs/x/adapters"},
     {"event": "training.stalled", "phase": "train", "step": 40, "seconds": 605.0, "allowed": 600.0, "stacks": "Thread"},
     {"event": "ladder.rung", "rung": "split", "change": "2 rows at a time", "reason": "no room", "effective_batch": 4},
+    {"event": "ladder.damaged", "path": "/runs/x/ladder.json"},
     {"event": "checkpoint.damaged", "path": "/runs/x/checkpoints/step-000060", "what": "state.safetensors differs."},
 ]  # fmt: skip
 NOT_LINES = {"phase.started", "phase.ended", "training.step"}  # the bar shows them

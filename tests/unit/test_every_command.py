@@ -249,6 +249,8 @@ def test_a_setting_that_cannot_be_used(
         ("submit FILE --priority 101", "'--priority': it is 101, but must be a whole number from -100 to 100."),
         ("submit FILE --stop-worse-than x", "'--stop-worse-than': it is 'x', but must be a number."),
         ("top --every 0", "'--every': it is 0, but must be a number from 0.2 to 3600."),
+        ("top --every nan", "'--every': it is nan, but must be a number from 0.2 to 3600."),
+        ("bench --seconds inf", "'--seconds': it is inf, but must be a number of at least 0.1."),
         ("try ID prompt --max-tokens 1.5", "'--max-tokens': it is '1.5', but must be a whole number of at least 1."),
         ("prioritise ID high", "'[PRIORITY]': it is 'high', but must be a whole number from -100 to 100."),
         ("clean --keep -1", "'--keep': it is -1, but must be a whole number of at least 0."),

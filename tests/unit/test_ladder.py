@@ -152,6 +152,8 @@ def test_rungs_that_cannot_be_read_are_taken_again(tmp_path: Path, content: byte
     folder.run.ladder.write_bytes(content)
     ladder = folder.ladder(2)
     assert ladder.layout == Layout(False, 8, 2048)
+    assert [event["event"] for event in folder.events] == ["ladder.rung", "ladder.damaged"]
+    assert folder.events[-1]["path"] == str(folder.run.ladder)
     ladder.step_down("y", "train")
     assert folder.ladder(3).layout == Layout(True, 8, 2048)
     newer = json.loads(folder.run.ladder.read_bytes()) | {"format": 99}

@@ -9,6 +9,7 @@ import typer
 
 from qlora_client import completion
 from qlora_client.commands.common import AsJson, JobId, console, make_client, note, print_json
+from qlora_client.usage import finite
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
 # ruff: noqa: PLC0415
@@ -19,7 +20,9 @@ def try_job(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask; - reads it from standard input.")],
     *,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 200,
-    temp: Annotated[float, typer.Option(min=0.0, max=10.0, help="0: the likeliest token each time.")] = 0.0,
+    temp: Annotated[
+        float, typer.Option(min=0.0, max=10.0, callback=finite, help="0: the likeliest token each time.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws, with --temp above 0.")] = 0,
     best: Annotated[bool, typer.Option("--best", help="Ask the checkpoint of the lowest validation loss.")] = False,
     now: Annotated[bool, typer.Option("--now", help="Do not wait for the GPU: end with code 75.")] = False,
@@ -54,8 +57,10 @@ def bench(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Instead of the job's data: a folder with train.jsonl.")] = None,
     pairs: Annotated[int, typer.Option(min=1, max=100, help="How often each is measured.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Measured of each run, at least.")] = 5.0,
-    warm_up: Annotated[float, typer.Option(min=0.0, help="Seconds of each run that do not count.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.1, callback=finite, help="Measured of each run, at least.")] = 5.0,
+    warm_up: Annotated[
+        float, typer.Option(min=0.0, callback=finite, help="Seconds of each run that do not count.")
+    ] = 3.0,
     case: Annotated[list[str] | None, typer.Option(help="padded, `packing off` or packed. [default: all]")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the result: a .svg, .png or .pdf file.")] = None,
     as_json: AsJson = False,

@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 from qlora_client.commands.common import AsJson, console, note, plain_home, print_json
+from qlora_client.usage import finite
 
 # Every command imports what it needs itself: rich, redis and pydantic cost more time than `qlora --help` may take.
 # ruff: noqa: PLC0415
 
 
 def top(
-    every: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between two looks.")] = 1.0,
+    every: Annotated[float, typer.Option(min=0.2, max=3600, callback=finite, help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print one page and end.")] = False,
     as_json: AsJson = False,
 ) -> None:
