@@ -23,10 +23,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from qlora_engine import launch, run_ahead
+from qlora_engine import launch
 from qlora_engine.job.events import EventLog, file_sink
 from qlora_engine.job.examine import examine
 from qlora_engine.job.folder import RunFolder
+from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.settings import EngineSettings
 
 WARM_UP = 3  # optimizer steps
@@ -74,7 +75,7 @@ def measure(job_file: Path) -> dict[str, Any]:
     for kind, name in parts:
         said = f"{kind.__name__}.{name}"
         setattr(kind, name, watch.timed(said, getattr(kind, name), ends_window=kind is StartedUpdate))
-    job = examine(job_file, home=EngineSettings.read().folders.path, base=job_file.absolute().parent)
+    job = _examined(job_file)
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))
         job.store(run.spec)
@@ -102,6 +103,10 @@ def measure(job_file: Path) -> dict[str, Any]:
     }
 
 
+def _examined(job_file: Path) -> ResolvedJob:
+    return examine(job_file, home=EngineSettings.read().folders.path, base=job_file.absolute().parent)
+
+
 def _apart(ends: Sequence[float], written: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     """Seconds between updates: of those while nothing was written, and of the others."""
     quiet, beside = list[float](), list[float]()
@@ -115,10 +120,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path)
     arguments = parser.parse_args()
-    wanted = launch.environment("auto", None)
-    if launch.on_cuda():
-        home = EngineSettings.read().folders.path
-        wanted |= run_ahead.variables(examine(arguments.job, home=home, base=arguments.job.absolute().parent))
+    wanted = launch.environment("auto", None, _examined(arguments.job))
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})  # noqa: S606
     print(json.dumps(measure(arguments.job)))

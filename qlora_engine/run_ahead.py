@@ -14,7 +14,7 @@ from pathlib import Path
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.preflight.backends import CUDA
 from qlora_engine.job.preflight.batch import Batch
-from qlora_engine.job.preflight.memory import estimate
+from qlora_engine.job.preflight.memory import ROOM, estimate
 from qlora_engine.job.preflight.shape import ModelShape, ShapeUnknown
 from qlora_engine.job.resolved import AnyResolved, ResolvedFuse, load_resolved
 
@@ -26,8 +26,7 @@ NEAR = {GRAPHS: "1", OPERATIONS: "10", MEGA: "100"}
 # in which the next batch is begun: a step of four short documents took 10% less on an H200, in 18% more memory.
 FAR = {GRAPHS: "0", OPERATIONS: "50", MEGA: "1000"}
 OURS = "_QLORAD_RUN_AHEAD"  # names those that we set, which a process that starts itself again may set anew
-SHORT = 2048  # positions of a micro-batch up to which that was measured
-ROOM = 0.8  # of the GPU's memory, as for weights that are kept dequantized
+SHORT = 2048  # positions of the widest micro-batch that the job allows; those measured had 1,024 at most
 
 
 def variables(job: AnyResolved | None, memory_share: float = 1.0) -> dict[str, str]:

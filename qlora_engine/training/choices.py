@@ -16,7 +16,7 @@ from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.preflight.backends import BACKENDS, Name
 from qlora_engine.job.preflight.batch import Batch
-from qlora_engine.job.preflight.memory import GIGA, estimate, least_recomputation
+from qlora_engine.job.preflight.memory import GIGA, ROOM, estimate, least_recomputation
 from qlora_engine.job.preflight.shape import ModelShape, ShapeUnknown
 from qlora_engine.job.spec import JobSpec
 from qlora_engine.training import frozen_choice, own_kernels, packing_choice, runtime, siblings
@@ -32,7 +32,6 @@ from qlora_engine.training.step import TrainingStep
 
 MARGIN = 1.08  # between the estimate and the limit
 OF_A_MODEL = ("products", "recomputed", "siblings", "kernels", "packing")
-ROOM = 0.8  # of the memory that training may use, to which dequantized weights may fill it
 
 
 @dataclass(frozen=True)

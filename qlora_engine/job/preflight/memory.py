@@ -12,6 +12,7 @@ from qlora_engine.job.preflight.shape import Linear, ModelShape
 from qlora_engine.job.spec import JobSpec
 
 GIGA = 1e9
+ROOM = 0.8  # of the memory that training may use, up to which it is filled for the sake of speed
 F32 = 4
 # Copies in float32 that unpacking a quantized matrix makes beside its result.
 UNPACKED = 2.5
