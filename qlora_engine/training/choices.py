@@ -31,7 +31,6 @@ from qlora_engine.training.runtime import Runtime
 from qlora_engine.training.step import TrainingStep
 
 MARGIN = 1.08  # between the estimate and the limit
-OF_A_MODEL = ("products", "recomputed", "siblings", "kernels", "packing")
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,8 @@ class Choices:
         """Have the base model multiply in the ways that are fastest here; on the CPU its weights are float32."""
         kind = activation_type(base.model)
         if "products" in found.chosen:
-            choice = frozen_choice.Choice.of(found.chosen["products"])
-            if choice.is_for(base.model):
-                frozen_choice.apply(base.model, choice, kind)
-                return found
-            found = runtime.forget(self.run, found, OF_A_MODEL)  # the run starts over with another
+            frozen_choice.apply(base.model, frozen_choice.Choice.of(found.chosen["products"]), kind)
+            return found
         if found.backend == "cpu" or not quantized_layers(base.model):
             return found
         rows = self._usual_rows(plan)

@@ -88,10 +88,6 @@ class Choice:
         """For the run folder."""
         return {"kept": self.kept, "ways": [[asdict(shape), asdict(ways)] for shape, ways in self.ways]}
 
-    def is_for(self, model: nn.Module) -> bool:
-        """Whether it was made for a model of these shapes."""
-        return {shape for shape, _ in self.ways} == {Shape.of(layer) for layer in quantized_layers(model).values()}
-
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Choice:
         """From `as_json`."""

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qlora_engine.job.datafiles import Split
-from qlora_engine.job.errors import CheckpointDamaged, ResumeRefused, TrainingFailed
+from qlora_engine.job.errors import CheckpointDamaged, TrainingFailed
 from qlora_engine.job.events import EventLog
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.training import checkpoint
 from qlora_engine.training.adapters import start_from
 from qlora_engine.training.checkpoint_writer import CheckpointWriter, Wanted
+from qlora_engine.training.earlier import Earlier, say_damaged
 from qlora_engine.training.exactness import compare
-from qlora_engine.training.fingerprint import changes, fingerprint
+from qlora_engine.training.fingerprint import fingerprint
 from qlora_engine.training.ladder import Ladder
 from qlora_engine.training.progress import Progress
 from qlora_engine.training.runtime import Runtime
@@ -49,21 +49,11 @@ class Checkpoints:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_writer", CheckpointWriter(self.job, self.run, self.log))
 
-    def begin(self) -> Progress:
-        """Go on from the newest whole checkpoint, or start.
-
-        Raises:
-            ResumeRefused: the checkpoint was made by another job or from other data.
-        """
-        checkpoint.tidy(self.run.checkpoints)
-        newest = checkpoint.newest(self.run.checkpoints, self._say_damaged)
-        if newest is not None:
-            found, trainer = newest
-            changed = changes(trainer["fingerprint"], self._fingerprint())
-            if not changed:
-                self._say_resumed(found, trainer)
-                return self._restore(found, trainer)
-            self._start_over(found, changed)
+    def begin(self, earlier: Earlier | None) -> Progress:
+        """Go on from a checkpoint that agrees with the job, or start."""
+        if earlier is not None:
+            self._say_resumed(earlier)
+            return self._restore(earlier.checkpoint, earlier.trainer)
         if self.job.resume_adapter_file:
             start_from(Path(self.job.resume_adapter_file), self.step)
         return Progress()
@@ -78,7 +68,7 @@ class Checkpoints:
         """
         trainer = {
             "progress": progress.as_json(),
-            "fingerprint": self._fingerprint(),
+            "fingerprint": fingerprint(self.job, self.hashes),
             "ladder": self.ladder.as_json(),
             **self.runtime.environment,
         }
@@ -162,30 +152,15 @@ class Checkpoints:
         self.step.rate_factor = progress.guard.rate_factor
         return progress
 
-    def _say_resumed(self, found: checkpoint.Checkpoint, trainer: Mapping[str, Any]) -> None:
-        since = compare(trainer, self.runtime.environment)
+    def _say_resumed(self, earlier: Earlier) -> None:
+        since = compare(earlier.trainer, self.runtime.environment)
         self.log.emit(
-            "training.resumed", step=found.step, path=str(found.path), exact=since.exact, changed=list(since.changed)
+            "training.resumed",
+            step=earlier.checkpoint.step,
+            path=str(earlier.checkpoint.path),
+            exact=since.exact,
+            changed=list(since.changed),
         )
 
-    def _start_over(self, found: checkpoint.Checkpoint, changed: list[str]) -> None:
-        """Give the checkpoints up, if the job says so.
-
-        Raises:
-            ResumeRefused: it does not.
-        """
-        if self.job.spec.on_change == "refuse":
-            raise ResumeRefused(
-                f"The checkpoint at step {found.step} was made with other settings or data: {', '.join(changed)}.",
-                where=str(found.path),
-                remedy="Put them back to go on, set on_change: restart to start over, or submit the job anew.",
-            )
-        self.log.emit("training.restarted", changed=changed, step=found.step)
-        shutil.rmtree(self.run.checkpoints)
-        self.job.store(self.run.spec)
-
-    def _fingerprint(self) -> dict[str, Any]:
-        return fingerprint(self.job, self.hashes)
-
     def _say_damaged(self, path: Path, error: CheckpointDamaged) -> None:
-        self.log.emit("checkpoint.damaged", path=str(path), what=error.what)
+        say_damaged(self.log, path, error)

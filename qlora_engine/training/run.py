@@ -20,6 +20,7 @@ from qlora_engine.training import memory, runtime, samples, tensor_file
 from qlora_engine.training.adapters import save_adapters
 from qlora_engine.training.choices import Choices
 from qlora_engine.training.dropout import DropoutKey
+from qlora_engine.training.earlier import Earlier
 from qlora_engine.training.ladder import Ladder
 from qlora_engine.training.loop import Loop
 from qlora_engine.training.measured import Measured
@@ -30,7 +31,7 @@ from qlora_engine.training.phases import phase
 from qlora_engine.training.progress import Progress
 from qlora_engine.training.reporters import CLOSE_SECONDS, Reporters
 from qlora_engine.training.resume import Checkpoints
-from qlora_engine.training.rows import plan_of, read_data, say_data
+from qlora_engine.training.rows import Data, plan_of, read_data, say_data
 from qlora_engine.training.runtime import Runtime
 from qlora_engine.training.starter import SHORT, Starter
 from qlora_engine.training.step import TrainingStep
@@ -117,8 +118,8 @@ class _Run:
     def train(self) -> Outcome:
         """From nothing to the result."""
         with self.stop.nothing_to_lose():
-            base, checkpoints, loop, prompts = self._set_up()
-            progress = checkpoints.begin()
+            base, checkpoints, loop, prompts, earlier = self._set_up()
+            progress = checkpoints.begin(earlier)
             if progress.saved < 0:
                 self._sample(checkpoints.step, base, prompts, "before")
         base.model.train()
@@ -149,23 +150,26 @@ class _Run:
         )
         return Outcome.DONE
 
-    def _set_up(self) -> tuple[Base, Checkpoints, Loop, list[samples.Prompt]]:
+    def _set_up(self) -> tuple[Base, Checkpoints, Loop, list[samples.Prompt], Earlier | None]:
         job, log, layout = self.job, self.log, self.ladder.layout
         found = runtime.settle(self.run, log)
         _say_started(found, log)
         limits = memory.set_limits(job.spec.memory, log, self.memory_share)
         dropout = DropoutKey()
+        earlier = Earlier.of(self.run, log)
         with phase("load", self.log, self.pulse):
-            found, base = self._load(found)
+            base = load_base(job, dequantize=self._form(found, earlier))
             add_adapters(base, job.spec, dropout, recompute=layout.recompute)
             _say_loaded(job, base, log)
         with phase("data", self.log, self.pulse):
             data = read_data(job, base, layout, beat=lambda: self.pulse.beat(0), cache=self.cache, log=log)
             plan = plan_of(job, data.documents)
             say_data(job, data, plan, log)
-            if not job.data:  # of files the job says it
-                found = runtime.record(self.run, found, runtime.FORMAT, data.format)
             prompts = samples.prompts_of(job, base.tokenizer, data.format)
+        # Before anything is recorded: a job that is refused goes on as it was when what has changed is put back.
+        if earlier is None or not earlier.agrees(job, data.hashes, self.run, log):
+            earlier, found = None, runtime.forget(self.run, found)
+        found = self._record(found, base, data)
         with phase("measure", self.log, self.pulse):
             choices = Choices(job.spec, self.run, log, self.known, lambda: self.pulse.beat(0))
             found = choices.products(found, base, plan, limits)
@@ -198,20 +202,24 @@ class _Run:
         loop = Loop(
             trainer, data.documents, checkpoints.save, checkpoints.poll, checkpoints.settle, checkpoints.roll_back
         )
-        return base, checkpoints, loop, prompts
+        return base, checkpoints, loop, prompts, earlier
 
-    def _load(self, found: Runtime) -> tuple[Runtime, Base]:
-        """The base model, on the CPU in the form that the run began with.
+    def _form(self, found: Runtime, earlier: Earlier | None) -> bool | None:
+        """Whether the base model's weights are made float32 on the CPU: as when the run began; None if that is open.
 
-        What fits into memory as float32 now need not have fitted then, and the two forms round otherwise.
+        What fits into memory now need not have fitted then, and the two forms round otherwise.
         """
-        model = self.job.model_path or self.job.spec.model
-        form = found.chosen.get(FORM, {})
-        known = form.get("model") == model  # a run that starts over may have another one, of another size
-        base = load_base(self.job, dequantize=form["dequantized"] if known else None)
-        if found.backend == "cpu" and base.bits is not None and not known:
-            found = runtime.record(self.run, found, FORM, {"model": model, "dequantized": base.dequantized})
-        return found, base
+        if earlier is None or FORM not in found.chosen or not earlier.has_model_of(self.job):
+            return None  # a run that starts over may have another model, of another size
+        return bool(found.chosen[FORM]["dequantized"])
+
+    def _record(self, found: Runtime, base: Base, data: Data) -> Runtime:
+        """Write down what loading has shown and later processes of the run must know."""
+        if found.backend == "cpu" and base.bits is not None and FORM not in found.chosen:
+            found = runtime.record(self.run, found, FORM, {"dequantized": base.dequantized})
+        if not self.job.data:  # of files the job says it
+            found = runtime.record(self.run, found, runtime.FORMAT, data.format)
+        return found
 
     def _choose(self, checkpoints: Checkpoints, progress: Progress) -> int:
         """Put the weights that are the result into the step; the step that they stand at."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -80,10 +79,8 @@ def settle(run: RunFolder, log: EventLog) -> Runtime:
     if not run.runtime.exists():
         durable.write_json(run.runtime, {"format": RUNTIME.current, **asdict(now)})
         return now
-    # Going on without it might round otherwise than until now, which a person may choose.
-    with stored.needed(run.runtime, "Delete it, then `qlora retry`: all is measured anew, and may round otherwise."):
-        then = RUNTIME.upgraded(json.loads(run.runtime.read_bytes()), run.runtime)
-        taken = replace(now, compiled=bool(then["compiled"]), chosen=dict(then.get("chosen", {})))
+    then = _read(run)
+    taken = replace(now, compiled=then["compiled"], chosen=then["chosen"])
     for name, value in asdict(now).items():
         if name not in CHOSEN and then.get(name) != value:
             log.emit("environment.changed", name=name, then=then.get(name), now=value)
@@ -91,12 +88,12 @@ def settle(run: RunFolder, log: EventLog) -> Runtime:
 
 
 def recorded(run: RunFolder, name: str) -> Any:
-    """What `record` has written down under a name; None if nothing."""
-    try:
-        then = RUNTIME.upgraded(json.loads(run.runtime.read_bytes()), run.runtime)
-    except FileNotFoundError:
-        return None
-    return then.get("chosen", {}).get(name)
+    """What `record` has written down under a name; None if nothing.
+
+    Raises:
+        NewerFormat, RunDamaged: as above.
+    """
+    return _read(run)["chosen"].get(name) if run.runtime.exists() else None
 
 
 def record(run: RunFolder, found: Runtime, name: str, value: Any) -> Runtime:
@@ -104,13 +101,21 @@ def record(run: RunFolder, found: Runtime, name: str, value: Any) -> Runtime:
     return _with_chosen(run, found, {**found.chosen, name: value})
 
 
-def forget(run: RunFolder, found: Runtime, names: Collection[str]) -> Runtime:
-    """Take choices back, which were another model's."""
-    return _with_chosen(run, found, {name: value for name, value in found.chosen.items() if name not in names})
+def forget(run: RunFolder, found: Runtime) -> Runtime:
+    """Take all choices back, of a run that begins: the model and the rows that they were for may be others by now."""
+    return _with_chosen(run, found, {}) if found.chosen else found
 
 
 def _with_chosen(run: RunFolder, found: Runtime, chosen: dict[str, Any]) -> Runtime:
     """Written down beside what the run found at its first start."""
-    then = json.loads(run.runtime.read_bytes())
-    durable.write_json(run.runtime, {**then, "format": RUNTIME.current, "chosen": chosen})
+    durable.write_json(run.runtime, {**_read(run), "chosen": chosen})
     return replace(found, chosen=chosen)
+
+
+def _read(run: RunFolder) -> dict[str, Any]:
+    """The record, in the format of now."""
+    # Going on without it might round otherwise than until now, which a person may choose.
+    with stored.needed(run.runtime, "Delete it, then `qlora retry`: all is measured anew, and may round otherwise."):
+        then = RUNTIME.upgraded(json.loads(run.runtime.read_bytes()), run.runtime)
+        kept = {"compiled": bool(then["compiled"]), "chosen": dict(then.get("chosen", {}))}
+        return {**then, "format": RUNTIME.current, **kept}

@@ -25,6 +25,7 @@ from qlora_engine.training import memory
 from qlora_engine.training.batches import Plan
 from qlora_engine.training.data import Document
 from qlora_engine.training.dropout import DropoutKey
+from qlora_engine.training.earlier import Earlier
 from qlora_engine.training.ladder import Ladder, Layout
 from qlora_engine.training.loop import Loop
 from qlora_engine.training.memory import Device
@@ -164,7 +165,7 @@ class Process:
         self.job = ResolvedJob(spec=self.spec)
         self.run = RunFolder(self.folder)
         self.run.checkpoints.mkdir(parents=True, exist_ok=True)
-        log = EventLog([self.events.append])
+        self.log = log = EventLog([self.events.append])
         source = DropoutKey()
         model = self.make(source)
         self.ladder = Ladder(self.run, self.spec, self.attempt, log)
@@ -217,7 +218,13 @@ class Process:
 
     def go(self) -> Progress:
         """Go on from the newest checkpoint to the end or the stop."""
-        return self.loop.run(self.checkpoints.begin())
+        return self.loop.run(self.begin())
+
+    def begin(self) -> Progress:
+        """Go on from the newest checkpoint, or start."""
+        earlier = Earlier.of(self.run, self.log)
+        agrees = earlier is not None and earlier.agrees(self.job, self.hashes, self.run, self.log)
+        return self.checkpoints.begin(earlier if agrees else None)
 
     def said(self, name: str) -> list[Event]:
         """The events of a kind."""

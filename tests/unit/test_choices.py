@@ -99,17 +99,6 @@ def test_a_run_multiplies_as_it_found_fastest_and_again_so_when_resumed(
     assert other.events[0]["seconds"] == event["seconds"]
 
 
-def test_another_model_is_measured_anew(tmp_path: Path, model: Path) -> None:
-    """`on_change: restart` starts over in the same folder; a large one kept as a small one was would find no memory."""
-    OnAGpu(tmp_path / "run", model, 16 * GIGA).settle()
-    other = OnAGpu(tmp_path / "run", tiny.make_model(tmp_path / "other", hidden=32), 1000)
-    other.found = record(other.run, other.found, "packing", {})
-    other.settle()
-    (event,) = other.events
-    assert (event["event"], event["kept"]) == ("products.chosen", False)
-    assert set(json.loads(other.run.runtime.read_bytes())["chosen"]) == {"products"}
-
-
 def test_a_choice_leaves_what_the_run_began_with(tmp_path: Path, model: Path) -> None:
     """Later starts are compared with the first, not with the last that chose something."""
     run = OnAGpu(tmp_path / "run", model, GIGA)

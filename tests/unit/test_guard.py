@@ -393,7 +393,7 @@ def test_without_a_whole_checkpoint_training_says_so(quick_path: Path, monkeypat
     made = process(quick_path, rows, stop_after=11, **SINGLE)
     made.go()
     second = process(quick_path, rows, **SINGLE)
-    progress = second.checkpoints.begin()
+    progress = second.begin()
     for state in made.run.checkpoints.glob(f"*/{checkpoint.STATE}"):
         state.write_bytes(b"")
     monkeypatch.setattr(checkpoint, "save", lambda folder, step, *_: checkpoint.Checkpoint(folder, step))

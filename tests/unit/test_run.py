@@ -14,13 +14,13 @@ import pytest
 
 from qlora_engine import blas
 from qlora_engine.job.datafiles import check_folder
-from qlora_engine.job.errors import DataRejected, Exit, OutOfMemory, RunDamaged
+from qlora_engine.job.errors import DataRejected, Exit, OutOfMemory, ResumeRefused, RunDamaged
 from qlora_engine.job.events import Event, EventLog
 from qlora_engine.job.folder import RunFolder
 from qlora_engine.job.formats import NewerFormat
 from qlora_engine.job.resolved import ResolvedJob
 from qlora_engine.job.spec import JobSpec, Memory
-from qlora_engine.training import checkpoint, choices
+from qlora_engine.training import checkpoint, choices, runtime
 from qlora_engine.training.choices import Choices
 from qlora_engine.training.device import on_cpu
 from qlora_engine.training.measured import Measured
@@ -291,6 +291,38 @@ def test_a_run_that_starts_over_with_another_model_asks_anew_whether_it_fits(
     assert [event["dequantized"] for event in other.said("model.loaded")] == [False]
 
 
+def test_a_job_that_is_refused_leaves_what_its_run_has_chosen(tmp_path: Path, model: Path, data: Path) -> None:
+    """Its model put back, it goes on as it was, to the same bits: nothing may be measured for another one."""
+    undisturbed, run = Run(tmp_path / "undisturbed", model, data), Run(tmp_path / "run", model, data)
+    assert undisturbed.go() is Outcome.DONE
+    assert run.go(stop_at={"event": "training.step", "step": 5}) is Outcome.STOPPED
+    before = run.folder.runtime.read_bytes()
+    other = Run(tmp_path / "run", tiny.make_model(tmp_path / "model", layers=2), data)
+    with pytest.raises(ResumeRefused, match="model"):
+        other.go()
+    assert run.folder.runtime.read_bytes() == before
+    assert run.go() is Outcome.DONE
+    assert not run.said("packing.chosen")
+    assert digest(run.folder.path) == digest(undisturbed.folder.path)
+
+
+@pytest.mark.parametrize("why", ["no checkpoint", "starts over"])
+def test_a_run_that_begins_again_chooses_again(tmp_path: Path, model: Path, data: Path, why: str) -> None:
+    """What it has chosen was for a model and rows that it may not have any more."""
+    run = Run(tmp_path / "run", model, data, iters=2)
+    assert run.go() is Outcome.DONE
+    assert run.said("packing.chosen")
+    chosen = json.loads(run.folder.runtime.read_bytes())
+    run.folder.runtime.write_text(json.dumps(chosen | {"chosen": chosen["chosen"] | {"products": {"of": "another"}}}))
+    if why == "no checkpoint":
+        shutil.rmtree(run.folder.checkpoints)
+        assert run.go() is Outcome.DONE
+    else:
+        assert run.go(seed=7, on_change="restart") is Outcome.DONE
+    assert run.said("packing.chosen")
+    assert set(json.loads(run.folder.runtime.read_bytes())["chosen"]) == {"packing", "form"}
+
+
 def test_training_begins_with_an_empty_reserve(
     tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,6 +470,8 @@ def test_a_record_of_the_environment_that_cannot_be_read_is_an_error_with_a_reme
     run.go(stop_at={"event": "training.step", "step": 4})
     run.folder.runtime.write_bytes(content)
     assert blas.recorded(run.folder) is None  # what is needed before training begins does not stumble over it
+    with pytest.raises(RunDamaged, match=r"runtime\.json"):
+        runtime.recorded(run.folder, runtime.FORMAT)
     with pytest.raises(RunDamaged, match=r"runtime\.json") as caught:
         run.go()
     assert "Delete it" in str(caught.value.remedy)
