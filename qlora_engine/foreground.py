@@ -14,10 +14,11 @@ import typer
 
 from qlora_engine import launch
 from qlora_engine.job import lock
-from qlora_engine.job.errors import Exit, GpuBusy, NoJobFile, QloradError
+from qlora_engine.job.errors import Exit, GpuBusy, QloradError
 from qlora_engine.job.events import Event, EventLog, Sink, file_sink, to_line
 from qlora_engine.job.examine import examine
 from qlora_engine.job.folder import RunFolder, new_job_id
+from qlora_engine.job.jobfile import must_be_there
 from qlora_engine.job.record import utc_now
 from qlora_engine.job.report_process import report_on
 from qlora_engine.job.resolved import ResolvedJob
@@ -55,13 +56,7 @@ def train(
 
 
 def _examine(job_file: Path, settings: EngineSettings) -> ResolvedJob:
-    if not job_file.exists():
-        raise NoJobFile(
-            f"There is no file {job_file}.",
-            where=str(job_file.absolute()),
-            remedy="Check the path. A job file to start from: qlora init my-job",
-        )
-    return examine(job_file, home=settings.folders.path, base=job_file.absolute().parent)
+    return examine(must_be_there(job_file), home=settings.folders.path, base=job_file.absolute().parent)
 
 
 def _run_folder(chosen: Path | None, job: ResolvedJob) -> RunFolder:

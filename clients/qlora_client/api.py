@@ -19,7 +19,7 @@ from qlora_engine.job.errors import DaemonUnavailable, Exit, JobRejected, NoJobF
 from qlora_engine.job.events import Event
 from qlora_engine.job.folder import NAME_AT, Home, RunFolder
 from qlora_engine.job.hindrance import hindrances_in
-from qlora_engine.job.jobfile import SUFFIXES, as_yaml, parse, read_job_file
+from qlora_engine.job.jobfile import SUFFIXES, as_yaml, must_be_there, parse, read_job_file
 from qlora_engine.job.overrides import applied
 from qlora_engine.job.pause import Pause
 from qlora_engine.job.record import JobRecord, utc_now
@@ -445,10 +445,4 @@ def job_file_in(path: Path) -> Path:
             where=str(path.absolute()),
             remedy="Name the job file itself, or call it job.yaml.",
         )
-    if not path.exists():
-        raise NoJobFile(
-            f"There is no file {path}.",
-            where=str(path.absolute()),
-            remedy="Check the path. A job file to start from: qlora init my-job",
-        )
-    return path
+    return must_be_there(path)

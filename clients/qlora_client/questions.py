@@ -16,6 +16,7 @@ from qlora_client.home import expanded
 from qlora_engine.job.errors import JobRejected, ModelRejected
 from qlora_engine.job.folder import Home
 from qlora_engine.job.models import CATALOGUE, installed, resolve
+from qlora_engine.job.sources import may_be_hub_name
 
 CONFIG = "config.json"  # every folder of a model has one
 
@@ -87,7 +88,7 @@ def check_model_name(name: str, folder: Path, home: Home) -> None:
     """
     if name in CATALOGUE or resolve(name, home.path) or (folder / expanded(name)).is_dir():
         return
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not may_be_hub_name(name):
         raise ModelRejected(
             f"No model and no folder is called {name!r:.80}.",
             where=f"--model {name:.80}",

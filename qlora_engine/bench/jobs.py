@@ -12,7 +12,7 @@ from typing import Any
 
 from qlora_engine import blas
 from qlora_engine.job.datafiles import DataFile, DataFormat
-from qlora_engine.job.errors import JobRejected, NoJobFile
+from qlora_engine.job.errors import JobRejected
 from qlora_engine.job.examine import examine_text
 from qlora_engine.job.jobfile import JobText, read_job_file
 from qlora_engine.job.overrides import with_value
@@ -110,12 +110,6 @@ def read_bench_job(job_file: Path | None, overrides: Mapping[str, Any], *, home:
     Raises:
         JobRejected: (or a subclass) the file, its model or its data cannot be used.
     """
-    if job_file is not None and not job_file.exists():
-        raise NoJobFile(
-            f"There is no file {job_file}.",
-            where=str(job_file.absolute()),
-            remedy="Check the path. A job file to start from: qlora init my-job",
-        )
     text = read_job_file(job_file.resolve())[1] if job_file is not None else JobText(own_job(work / "own"), "job.json")
     for key, value in _absolute(overrides).items():
         text = with_value(text, (key,), value, f"{key}: {value!s:.80}")

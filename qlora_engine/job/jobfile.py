@@ -13,13 +13,28 @@ from typing import Any
 
 import yaml
 
-from qlora_engine.job.errors import JobRejected
+from qlora_engine.job.errors import JobRejected, NoJobFile
 from qlora_engine.job.syntax import MAX_DEPTH, Refused, read_json, read_toml, read_yaml
 from qlora_engine.job.text import kind_in_words
 
 SUFFIXES = {".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml"}
 MAX_BYTES = 256 * 1024
 _UNPRINTABLE = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+
+
+def must_be_there(path: Path) -> Path:
+    """The path of a job file that somebody has named.
+
+    Raises:
+        NoJobFile: there is nothing.
+    """
+    if not path.exists():
+        raise NoJobFile(
+            f"There is no file {path}.",
+            where=str(path.absolute()),
+            remedy="Check the path. A job file to start from: qlora init my-job",
+        )
+    return path
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ def write_report(run: RunFolder) -> Path:
     Raises:
         ReportFailed: it cannot be written; with what the writer says.
     """
-    command = [sys.executable, "-P", "-m", WRITER, str(run.path)]
+    command = [sys.executable, "-P", "-m", WRITER, str(run.path), "--json"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
     except subprocess.TimeoutExpired:
@@ -45,11 +46,13 @@ def write_report(run: RunFolder) -> Path:
 
 
 def _failed(run: RunFolder, code: int, said: list[str]) -> ReportFailed:
-    """The writer's own error, which says what, where and the remedy on a line each; or what a bug has left of it."""
-    if said and not said[0].startswith("Traceback"):
-        remedy = next((line.partition("remedy: ")[2] for line in said if line.startswith("  remedy: ")), None)
-        return ReportFailed(said[0], where=str(run.path), remedy=remedy)
-    why = f"a bug, {said[-1]}" if said else f"its process ended with code {code}"
+    """The writer's own error, which is the last that it says, or what a bug has left of it."""
+    last = said[-1] if said else ""
+    try:
+        error = json.loads(last)
+        return ReportFailed(error["what"], where=str(run.path), remedy=error["remedy"])
+    except (ValueError, KeyError, TypeError):
+        why = f"a bug, {last}" if last else f"its process ended with code {code}"
     return ReportFailed(
         f"The report cannot be written: {why.rstrip('.')}.",
         where=str(run.path),

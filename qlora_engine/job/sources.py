@@ -25,7 +25,7 @@ def find_model(name: str, *, home: Path, base: Path | None) -> Path | None:
     if found := resolve(str(candidate) if candidate.is_absolute() else name, home):
         _check_model_folder(found, name)
         return found.resolve()
-    if candidate.is_absolute() or name.startswith(".") or name.count("/") != 1:
+    if not may_be_hub_name(name):
         raise ModelRejected(
             f"The model `{name}` does not exist.",
             where=f"model: {name}",
@@ -104,9 +104,9 @@ def find_data(spec: JobSpec, base: Path | None, shown: str) -> dict[datafiles.Sp
         DataRejected: there is no such data, or it cannot be trained on.
     """
     folder = _absolute("data", spec.data, base)
-    if spec.hf_dataset is None and folder is not None and (folder.exists() or not _may_be_hub_name(spec.data)):
+    if spec.hf_dataset is None and folder is not None and (folder.exists() or not may_be_hub_name(spec.data)):
         return datafiles.check_folder(folder, spec)
-    if folder is None and not _may_be_hub_name(spec.data):
+    if folder is None and not may_be_hub_name(spec.data):
         raise _needs_folder("data", spec.data, shown)
     if importlib.util.find_spec("datasets") is None:
         where = "hf_dataset" if spec.hf_dataset is not None else f"data: {spec.data}"
@@ -172,7 +172,8 @@ def _path(key: str, text: str) -> Path:
     )
 
 
-def _may_be_hub_name(text: str) -> bool:
+def may_be_hub_name(text: str) -> bool:
+    """Whether the hub may know a model or data by this name; otherwise it is a path."""
     return text.count("/") == 1 and not text.startswith((".", "/", "~"))
 
 

@@ -61,7 +61,7 @@ def _merged(problems: Iterable[Any]) -> list[Any]:
     for problem in problems:
         before = merged[-1] if merged else None
         may_be = problem["msg"].removeprefix("Input should be ")
-        if before and before["msg"] != may_be != problem["msg"] and _keys(before["loc"]) == _keys(problem["loc"]):
+        if before and may_be != problem["msg"] and _keys(before["loc"]) == _keys(problem["loc"]):
             merged[-1] = before | {"msg": f"{before['msg']} or {may_be}"}
         else:
             merged.append(problem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -15,7 +16,9 @@ def main() -> int:
     """Write one report."""
     parser = argparse.ArgumentParser(prog="qlora_engine.report", description=__doc__)
     parser.add_argument("run", type=Path, help="a run folder")
-    folder: Path = parser.parse_args().run
+    parser.add_argument("--json", action="store_true", help="say an error as JSON")
+    arguments = parser.parse_args()
+    folder: Path = arguments.run
     try:
         run = RunFolder(folder.expanduser().absolute())
         if not run.events.is_file() and not run.spec.is_file():
@@ -26,7 +29,7 @@ def main() -> int:
             )
         print(write_report(run))  # noqa: T201
     except QloradError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(json.dumps(error.as_dict()) if arguments.json else error, file=sys.stderr)  # noqa: T201
         return error.exit_code
     return Exit.OK
 

@@ -331,6 +331,27 @@ def test_what_the_writer_refuses_is_told_once_and_with_its_remedy(tmp_path: Path
     assert raised.value.remedy.startswith("Name a run folder")
 
 
+@pytest.mark.parametrize(
+    ("said", "what", "remedy"),
+    [
+        (
+            ["a list of fonts is made", '{"what": "No.", "where": "there", "remedy": "Do.", "exit_code": 65}'],
+            "No.",
+            "Do.",
+        ),
+        (["a list of fonts is made", "Traceback …", "KeyError: 'x'"], "a bug, KeyError: 'x'.", "report it: python -m"),
+        (["{}"], "a bug, {}.", "report it: python -m"),
+        ([], "its process ended with code -9.", "report it: python -m"),
+    ],
+    ids=["its error", "a bug", "something else", "nothing"],
+)
+def test_what_the_writer_has_said_last_is_told(tmp_path: Path, said: list[str], what: str, remedy: str) -> None:
+    """A library may say something before."""
+    error = report_process._failed(RunFolder(tmp_path), -9, said)
+    assert error.what.endswith(what)
+    assert remedy in str(error.remedy)
+
+
 def test_the_end_of_a_run_says_where_its_report_is(tmp_path: Path) -> None:
     """A person who reads the log must find the page; one that fails may not fail the run."""
     writer = RunWriter(tmp_path / "run")
